@@ -1,0 +1,190 @@
+"""Susceptibilities and local learning coefficients from losses along chains.
+
+With g = L_n(w) - L_n(w*) and dL = L_n^{dh}(w) - L_n(w), both measured from their values at
+w*, Baker eq. 41 with chains of the component (C) and unrestricted ones (full) is
+
+    chi = -(E_C[g dL] - E_C[g] E_full[dL])
+        = -Cov_C(g, dL)  +  E_C[g] E_full[dL]  -  E_C[g] E_C[dL]
+           covariance        rank_one             mean_shift
+
+Measuring dL from w* changes none of the estimates of chi (a constant in dL cancels in eq. 41);
+it fixes what the second and third part mean.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import xarray as xr
+from jaxtyping import Float
+from numpy.typing import NDArray
+from pydantic import BaseModel, ConfigDict
+
+from .diagnostics import unhealthy
+from .jackknife import jackknife_se
+from .moments import Array, Moments, merge_all
+
+FORMS = ("chi", "covariance", "rank_one", "mean_shift")
+MIN_CHAINS = 2
+
+
+class Convention(BaseModel):
+    """How chi is written; the papers and peers differ, the defaults are Baker eq. 41."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+    second_factor: Literal["full", "same_chain"] = "full"
+    """Chains of the second factor of eq. 41: unrestricted, or the component's own."""
+    scale: Literal["none", "n_beta"] = "none"
+    """Whether chi is multiplied by n_beta (the derivative itself, not divided by n_beta)."""
+    sign: Literal["minus", "plus"] = "minus"
+    """Whether chi is minus the covariance, or the covariance."""
+
+    def apply(self, parts: dict[str, Array], n_beta: float) -> Array:
+        """Chi in this convention from the parts of `susceptibility_parts`."""
+        chi = parts["chi"] if self.second_factor == "full" else parts["covariance"]
+        chi = chi * n_beta if self.scale == "n_beta" else chi
+        return -chi if self.sign == "plus" else chi
+
+
+def susceptibility_parts(restricted: Moments, full_mean: Array) -> dict[str, Array]:
+    """Chi of eq. 41 and its three parts, each as it adds to chi.
+
+    Args:
+        restricted: moments of (g, dL) over the component's chains, leading axes (...), K probes.
+        full_mean: E_full[dL] over the unrestricted chains, broadcastable to (..., K).
+    """
+    mean_g = restricted.mean_x[..., None]
+    parts = {
+        "covariance": -restricted.covariance,
+        "rank_one": mean_g * full_mean,
+        "mean_shift": -mean_g * restricted.mean_y,
+    }
+    return {"chi": sum(parts.values(), np.zeros(())), **parts}
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Estimates of one checkpoint.
+
+    Attributes:
+        value: form -> (component, probe).
+        replicates: form -> (replicate, component, probe), each with one chain number left out
+            of every component and of the unrestricted run.
+        se_chain: form -> jackknife standard error over chains.
+        se_data: form -> jackknife standard error over blocks of contexts.
+        chains: healthy chains of each component, (component,).
+        llc, llc_se: local learning coefficient n_beta * E_C[g], (component,).
+    """
+
+    value: dict[str, Array]
+    replicates: dict[str, Array]
+    se_chain: dict[str, Array]
+    se_data: dict[str, Array]
+    chains: NDArray[np.int64]
+    llc: Array
+    llc_se: Array
+
+
+def mixture_differences(
+    base_shift: Float[Array, "*lead base_context"],
+    probe_shift: Float[Array, "*lead probe probe_context"],
+    positions: NDArray[np.int64],
+    weights: Float[Array, " base_context"] | None = None,
+) -> tuple[Array, Array]:
+    """g (*lead) and dL (*lead, probe) of Algorithm 1's mixtures.
+
+    Row ``positions[j]`` of the base is replaced by the probe's j-th context, so
+    dL = (sum of probe rows - sum of the rows they replace) / n. ``weights`` (1 or 0) drops
+    contexts, and with a base row the probe row in its place.
+    """
+    kept = np.ones(base_shift.shape[-1]) if weights is None else weights
+    total = kept.sum()
+    g = base_shift @ kept / total
+    replaced = base_shift[..., positions] @ kept[positions]
+    mixed = probe_shift @ kept[positions]
+    return g, (mixed - replaced[..., None]) / total
+
+
+def healthy_chains(losses: xr.Dataset) -> tuple[NDArray[np.bool_], list[list[str]]]:
+    """Which chains count, (component, chain), and why the others do not."""
+    localization = float(losses.attrs["sampler"]["localization"])
+    reasons = [
+        unhealthy(died, distance, int(size), localization)
+        for died, distance, size in zip(
+            losses["died"].values, losses["distance"].values, losses["size"].values, strict=True
+        )
+    ]
+    return np.array([[not reason for reason in row] for row in reasons]), reasons
+
+
+def _estimate(
+    g: Array, difference: Array, healthy: NDArray[np.bool_], full: int
+) -> dict[str, Array]:
+    """Parts (component, probe) from g (component, chain, draw) and the chains that count."""
+    moments = Moments.of(g, difference).keep(healthy)
+    pooled = merge_all(moments[:, chain] for chain in range(g.shape[1]))
+    parts = susceptibility_parts(pooled, pooled.mean_y[full])
+    parts["mean_g"] = pooled.mean_x
+    return parts
+
+
+def data_blocks(count: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
+    """Block number of every base context: each block holds one replaced row."""
+    return np.minimum(np.searchsorted(positions, np.arange(count)), len(positions) - 1)
+
+
+def estimate_checkpoint(losses: xr.Dataset) -> Estimate:
+    """Susceptibilities of all components and probes, their parts and errors, and the LLCs.
+
+    Args:
+        losses: a store of `sampling.sample_checkpoint`; it must hold the ``full`` component.
+
+    Raises:
+        ValueError: ``full`` is missing, or a component has fewer than two healthy chains.
+    """
+    names = list(losses.attrs["component"])
+    if "full" not in names:
+        raise ValueError("the unrestricted chain ('full') is needed for eq. 41 and is missing")
+    full = names.index("full")
+    healthy, reasons = healthy_chains(losses)
+    counts = healthy.sum(1)
+    if (counts < MIN_CHAINS).any():
+        worst = int(counts.argmin())
+        raise ValueError(
+            f"step {losses.attrs['step']}, component {names[worst]}: {counts[worst]} healthy "
+            f"chains, {MIN_CHAINS} needed; {'; '.join(filter(None, reasons[worst]))}. Lower "
+            "step_size, raise localization, or run more chains"
+        )
+    base, probe = losses["base_shift"].values, losses["probe_shift"].values
+    positions = losses["probe_context"].values
+    g, difference = mixture_differences(base, probe, positions)
+    parts = _estimate(g, difference, healthy, full)
+
+    def without_chain(chain: int) -> dict[str, Array]:
+        kept = healthy.copy()
+        kept[:, chain] = False
+        return _estimate(g, difference, kept, full)
+
+    blocks = data_blocks(base.shape[-1], positions)
+
+    def without_block(block: int) -> dict[str, Array]:
+        rest = (blocks != block).astype(np.float64)
+        return _estimate(*mixture_differences(base, probe, positions, rest), healthy, full)
+
+    by_chain = [without_chain(chain) for chain in range(healthy.shape[1])]
+    by_block = [without_block(block) for block in range(len(positions))]
+    replicates = {form: np.stack([p[form] for p in by_chain]) for form in (*FORMS, "mean_g")}
+    n_beta = float(losses.attrs["sampler"]["n_beta"])
+    block_g = np.stack([p["mean_g"] for p in by_block])
+    llc_variance = jackknife_se(replicates["mean_g"]) ** 2 + jackknife_se(block_g) ** 2
+    return Estimate(
+        value={form: parts[form] for form in FORMS},
+        replicates={form: replicates[form] for form in FORMS},
+        se_chain={form: jackknife_se(replicates[form]) for form in FORMS},
+        se_data={f: jackknife_se(np.stack([p[f] for p in by_block])) for f in FORMS},
+        chains=counts,
+        llc=n_beta * parts["mean_g"],
+        llc_se=n_beta * np.sqrt(llc_variance),
+    )

@@ -1,0 +1,168 @@
+"""Sampling a checkpoint: what is stored, resuming to the bit, and clear failures."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from susceptibilities.components import component
+from susceptibilities.losses import PlainLosses
+from susceptibilities.models.attention_only import AttentionOnly, AttentionOnlyConfig
+from susceptibilities.posterior import SamplerConfig
+from susceptibilities.sampling import Texts, load_losses, sample_checkpoint
+from susceptibilities.tables import estimate_run
+from susceptibilities.tokens import mix
+
+SHAPE = AttentionOnlyConfig(n_layers=2, n_heads=2, d_model=8, d_head=4, n_ctx=6, d_vocab=40)
+SAMPLER = SamplerConfig(
+    n_beta=10,
+    localization=50,
+    step_size=1e-3,
+    chains=4,
+    burn_in=2,
+    draws=3,
+    thinning=2,
+    batch=2,
+)
+NAMES = ["full", "0:0", "0:1", "1:0", "1:1"]
+
+
+def small_model() -> AttentionOnly:
+    model = AttentionOnly(SHAPE)
+    model.initialise(torch.Generator().manual_seed(0), sinusoids=True)
+    return model.eval()
+
+
+def texts() -> Texts:
+    rng = np.random.default_rng(0)
+
+    def contexts(count: int) -> np.ndarray:
+        return rng.integers(0, SHAPE.d_vocab, (count, SHAPE.n_ctx)).astype(np.uint16)
+
+    return Texts(contexts(20), {"a": contexts(20), "b": contexts(20)}, contexts(12), 0.1)
+
+
+def sample(
+    out: Path, names: list[str] = NAMES, sampler: SamplerConfig = SAMPLER, **changes
+) -> Path:
+    settings = dict(seed=3, step=7, model_hash="m", device=torch.device("cpu"), report=print)
+    settings.update(changes)
+    sample_checkpoint(small_model(), names, texts(), sampler, out=out, **settings)
+    return out
+
+
+def contents(path: Path) -> dict[str, bytes]:
+    return {
+        str(name): value.values.tobytes() for name, value in load_losses(path).variables.items()
+    }
+
+
+def test_the_store_holds_losses_relative_to_w_star(tmp_path: Path) -> None:
+    data = load_losses(sample(tmp_path / "s.zarr"))
+    text = texts()
+    assert list(data["component"].values) == NAMES
+    assert data["base_shift"].shape == (5, 4, 3, 20)
+    assert data["probe_shift"].shape == (5, 4, 3, 2, 2)
+    assert data["probe_context"].values.tolist() == [9, 19]
+    assert data["trace"].shape == (5, 4, 8)
+    # The probe columns are those contexts that the mixture of Algorithm 1 takes from the probe.
+    model = small_model()
+    part = component("full", SHAPE, dict(model.named_parameters()))
+    plain = PlainLosses(model, part)
+    for number, probe in enumerate(text.probes.values()):
+        mixed = torch.from_numpy(mix(text.base, probe, 0.1).astype(np.int64))
+        losses = plain.losses(plain.w_star[None], plain.prepare(mixed))[0].mean(-1).numpy()
+        stored = data["base_star"].values.copy()
+        stored[[9, 19]] = data["probe_star"].values[number]
+        assert np.allclose(stored, losses, atol=1e-5)
+    # The first step of every chain is at w*: its trace is zero.
+    assert np.abs(data["trace"].values[:, :, 0]).max() < 1e-5
+    assert data.attrs["sampler"]["n_beta"] == 10
+    assert "nats" in data["base_shift"].attrs["units"]
+
+
+def test_tables_of_a_run(tmp_path: Path) -> None:
+    paths = [sample(tmp_path / f"step_{step}.zarr", step=step) for step in (7, 9)]
+    control = sample(tmp_path / "c.zarr", sampler=SAMPLER.model_copy(update={"n_beta": 0.0}))
+    tables = estimate_run(paths, [control])
+    assert len(tables["susceptibility"]) == 2 * 5 * 2 * 4
+    assert len(tables["replicates"]) == 4 * len(tables["susceptibility"])
+    assert len(tables["health"]) == 3 * 5 * 4
+    assert set(tables["parts"]["form"]) == {"chi", "covariance", "rank_one", "mean_shift"}
+    assert tables["susceptibility"]["se"].is_finite().all()
+    assert (tables["susceptibility"]["se"] >= tables["susceptibility"]["se_chain"]).all()
+    assert tables["llc"].height == 10
+
+
+def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
+    whole = contents(sample(tmp_path / "whole.zarr"))
+    out = tmp_path / "killed.zarr"
+    script = (
+        "import sys, time; from pathlib import Path; import test_sampling as t\n"
+        "def slow(line):\n    print(line, flush=True); time.sleep(0.5)\n"
+        "t.sample(Path(sys.argv[1]), report=slow)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    process = subprocess.Popen(
+        [sys.executable, "-c", script, str(out)], env=environment, stdout=subprocess.PIPE, text=True
+    )
+    assert process.stdout is not None
+    process.stdout.readline()
+    process.stdout.readline()
+    time.sleep(0.1)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    process.stdout.close()
+    assert not out.exists()
+    lines: list[str] = []
+    sample(out, report=lines.append)
+    assert sum("kept from an earlier run" in line for line in lines) == 2
+    assert contents(out) == whole
+    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
+
+
+def test_a_part_is_kept_only_for_the_same_settings(tmp_path: Path) -> None:
+    out = tmp_path / "s.zarr"
+    with pytest.raises(ValueError, match="no component"):
+        sample(out, names=["full", "9:9"])
+    lines: list[str] = []
+    sample(out, names=["full"], report=lines.append, seed=4)
+    assert not any("kept" in line for line in lines)
+    first = contents(out)
+    sample(out, names=["full"], report=lines.append)
+    assert contents(out)["base_shift"] != first["base_shift"]
+
+
+def test_a_step_size_that_diverges_is_an_error_and_leaves_no_store(tmp_path: Path) -> None:
+    wild = SAMPLER.model_copy(update={"step_size": 1e6})
+    out = tmp_path / "s.zarr"
+    with pytest.raises(ValueError, match=r"all 4 chains diverged .* lower step_size"):
+        sample(out, names=["0:0"], sampler=wild)
+    assert not out.exists()
+
+
+def test_two_processes_never_write_one_store(tmp_path: Path) -> None:
+    from filelock import FileLock
+
+    out = tmp_path / "s.zarr"
+    with (
+        FileLock(tmp_path / ".s.zarr.lock"),
+        pytest.raises(RuntimeError, match="another process is writing"),
+    ):
+        sample(out)
+
+
+def test_chains_do_not_depend_on_which_components_are_sampled(tmp_path: Path) -> None:
+    alone = load_losses(sample(tmp_path / "a.zarr", names=["1:0"]))
+    among = load_losses(sample(tmp_path / "b.zarr"))
+    assert np.array_equal(
+        alone["base_shift"].sel(component="1:0"), among["base_shift"].sel(component="1:0")
+    )

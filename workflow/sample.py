@@ -1,0 +1,60 @@
+"""Sample one checkpoint: chains of every component, losses of every draw, one Zarr store."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from susceptibilities.components import head_names
+from susceptibilities.config import ScaleConfig
+from susceptibilities.models.loading import checkpoint_path, load_checkpoint
+from susceptibilities.sampling import Texts, sample_checkpoint
+from susceptibilities.store import file_sha256, read_json
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--config", type=Path, required=True, help="validated config.json")
+    parser.add_argument("--step", type=int, required=True, help="training step of the checkpoint")
+    parser.add_argument("--tokens", type=Path, required=True, help="folder of token arrays")
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--out", type=Path, required=True, help="Zarr store to write")
+    parser.add_argument("--control", action="store_true", help="n_beta = 0")
+    parser.add_argument("--threads", type=int, default=1)
+    args = parser.parse_args()
+
+    torch.set_num_threads(args.threads)
+    settings = ScaleConfig.model_validate(read_json(args.config)).two_layer
+    sampler = settings.sampler
+    if args.control:
+        sampler = sampler.model_copy(update={"n_beta": 0.0})
+    probes = {
+        path.name.removeprefix("probe.").removesuffix(".npy"): np.load(path)
+        for path in sorted(args.tokens.glob("probe.*.npy"))
+    }
+    texts = Texts(
+        np.load(args.tokens / "base.npy"),
+        probes,
+        np.load(args.tokens / "sgld.npy"),
+        settings.delta_h,
+    )
+    model = load_checkpoint(args.model, args.step)
+    sample_checkpoint(
+        model,
+        ["full", *head_names(model.config)],
+        texts,
+        sampler,
+        settings.seed,
+        args.step,
+        file_sha256(checkpoint_path(args.model, args.step)),
+        args.out,
+        torch.device("cuda" if torch.cuda.is_available() else "cpu"),
+        lambda line: print(line, flush=True),
+    )
+
+
+if __name__ == "__main__":
+    main()
