@@ -41,11 +41,19 @@ class Convention(BaseModel):
     sign: Literal["minus", "plus"] = "minus"
     """Whether chi is minus the covariance, or the covariance."""
 
+    @property
+    def form(self) -> str:
+        """Which of `FORMS` this convention reads."""
+        return "chi" if self.second_factor == "full" else "covariance"
+
+    def factor(self, n_beta: float) -> float:
+        """What that form is multiplied by."""
+        size = n_beta if self.scale == "n_beta" else 1.0
+        return -size if self.sign == "plus" else size
+
     def apply(self, parts: dict[str, Array], n_beta: float) -> Array:
         """Chi in this convention from the parts of `susceptibility_parts`."""
-        chi = parts["chi"] if self.second_factor == "full" else parts["covariance"]
-        chi = chi * n_beta if self.scale == "n_beta" else chi
-        return -chi if self.sign == "plus" else chi
+        return self.factor(n_beta) * parts[self.form]
 
 
 def susceptibility_parts(restricted: Moments, full_mean: Array) -> dict[str, Array]:

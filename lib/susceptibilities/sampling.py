@@ -70,7 +70,7 @@ def _means(losses: Tensor) -> Tensor:
     return losses.double().mean(-1)
 
 
-def _sample_component(
+def sample_component(
     losses: ComponentLosses,
     evaluated: Prepared,
     pool: Prepared,
@@ -176,7 +176,7 @@ def sample_checkpoint(
                 pool = losses.prepare(pool_tokens, keep=size <= _POOL_BYTES)
                 prepared = (losses.depth, losses.prepare(tokens), pool)
             label = f"step {step} component {name}"
-            part = _sample_component(
+            part = sample_component(
                 losses, prepared[1], prepared[2], pool_star, sampler, seed, label
             )
             died = part["died"].values

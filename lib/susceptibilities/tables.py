@@ -14,9 +14,7 @@ from .estimators import FORMS, Estimate, estimate_checkpoint, healthy_chains
 from .jackknife import split_reliability
 from .pca import joint_pca
 from .sampling import load_losses
-
-CONTROL_PROBE = "mixture"
-"""Probe drawn like the training distribution: its susceptibility is zero within its error."""
+from .tokens import CONTROL_PROBE
 
 
 def _long(estimate: Estimate, losses: xr.Dataset) -> tuple[pl.DataFrame, pl.DataFrame]:
