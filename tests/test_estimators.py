@@ -17,7 +17,7 @@ from susceptibilities.estimators import (
     mixture_differences,
 )
 from susceptibilities.posterior import SamplerConfig
-from susceptibilities.sampling import _sample_component
+from susceptibilities.sampling import sample_component
 
 BASE, PROBES, CHOSEN = 20, 2, np.array([9, 19])
 CONTEXTS = BASE + PROBES * len(CHOSEN)
@@ -42,7 +42,7 @@ def run(seed: int, config: SamplerConfig = CONFIG) -> xr.Dataset:
         model = random_quadratic(CONTEXTS, 5, kept)
         pool_star = torch.zeros(BASE, dtype=torch.float64)
         parts.append(
-            _sample_component(
+            sample_component(
                 model,
                 model.prepare(tokens),
                 model.prepare(tokens[:BASE]),
