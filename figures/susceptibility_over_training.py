@@ -71,7 +71,7 @@ def draw_lines(ax: Axes, rows: pl.DataFrame, width: float, band: bool) -> list[t
         x, y, se = (line[column].to_numpy() for column in ("step", "value", "se"))
         ax.plot(x, y, head_style(name), color=head_color(name), linewidth=width)
         if band:
-            ax.fill_between(x, y - se, y + se, color=head_color(name), alpha=0.16, linewidth=0)
+            ax.fill_between(x, y - se, y + se, color=head_color(name), alpha=0.13, linewidth=0)
         ends.append((float(y[-1]), name))
     return ends
 

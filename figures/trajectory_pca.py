@@ -238,7 +238,10 @@ def draw_scree(tables: Tables, run: Run, form: str = "chi") -> tuple[Figure, pl.
     single, total = figure.add_subplot(grid[0]), figure.add_subplot(grid[1])
     for shown in ORDER[::-1]:
         color, marker, style = FORM_STYLES[shown]
-        part = of_form(variance, shown)
+        # Components without variance have rounding noise for a share.
+        part = of_form(variance, shown).with_columns(
+            share=pl.when(pl.col("share") > 1e-12).then("share")
+        )
         for ax, value, error in (
             (single, "share", "se"),
             (total, "cumulative", "cumulative_se"),
@@ -250,7 +253,9 @@ def draw_scree(tables: Tables, run: Run, form: str = "chi") -> tuple[Figure, pl.
                 color=color,
                 marker=marker,
                 linestyle=style,
-                markersize=3.2,
+                # The rank-one part often lies under chi: open and larger, it shows around it.
+                markersize=5.6 if shown == "rank_one" else 3.2,
+                markerfacecolor="white" if shown == "rank_one" else color,
                 linewidth=1.3 if shown == form else 0.9,
                 elinewidth=0.7,
                 capsize=1.5,
@@ -330,7 +335,7 @@ def draw_plane(ax: Axes, paths: dict[str, np.ndarray], run: Run, width: float) -
             path[marked, 1], path[marked, 2], "o", color=color, markersize=2.2, linestyle="none"
         )
         _, x, y, sx, sy = path[-1]
-        ax.add_patch(Ellipse((x, y), 2 * sx, 2 * sy, color=color, alpha=0.2, linewidth=0))
+        ax.add_patch(Ellipse((x, y), 2 * sx, 2 * sy, facecolor=color, alpha=0.1, linewidth=0))
         ax.plot(
             [x],
             [y],
@@ -447,14 +452,14 @@ def draw_series(tables: Tables, run: Run, form: str = "chi") -> tuple[Figure, pl
             x, y, se = (line.sort("step")[c].to_numpy() for c in ("step", "value", "se"))
             ax.plot(x, y, color=run.color_of(name), linewidth=1.2)
             ax.plot(
-                x[::3],
-                y[::3],
+                x[:: max(1, len(x) // 10)],
+                y[:: max(1, len(x) // 10)],
                 run.marker_of(name),
                 color=run.color_of(name),
                 markersize=2.4,
                 linestyle="none",
             )
-            ax.fill_between(x, y - se, y + se, color=run.color_of(name), alpha=0.15, linewidth=0)
+            ax.fill_between(x, y - se, y + se, color=run.color_of(name), alpha=0.1, linewidth=0)
             ends.append((float(y[-1]), probe_title(run, name), run.color_of(name)))
         step_axis(ax, steps, label=row == len(pcs) - 1)
         ax.tick_params(labelbottom=row == len(pcs) - 1)

@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 import xarray as xr
-from quadratic import Quadratic, random_quadratic
 from scipy import stats
 
+from quadratic import Quadratic, random_quadratic
 from susceptibilities.estimators import (
     Convention,
     Estimate,

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from test_sampling import SAMPLER, small_model, texts
-
 from susceptibilities.sweep import judge, summary, sweep
+from test_sampling import SAMPLER, small_model, texts
 
 
 def test_a_sweep_finds_wild_settings() -> None:

@@ -9,8 +9,9 @@ import numpy as np
 import torch
 
 from susceptibilities.components import head_names
-from susceptibilities.config import ScaleConfig
+from susceptibilities.console import Progress, run
 from susceptibilities.models.loading import checkpoint_path, load_checkpoint
+from susceptibilities.posterior import SamplerConfig
 from susceptibilities.sampling import Texts, sample_checkpoint
 from susceptibilities.store import file_sha256, read_json
 
@@ -27,19 +28,20 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
-    settings = ScaleConfig.model_validate(read_json(args.config)).two_layer
-    sampler = settings.sampler
+    # Not the whole configuration's model: a change to it must not sample everything again.
+    settings = read_json(args.config)["two_layer"]
+    sampler = SamplerConfig.model_validate(settings["sampler"])
     if args.control:
         sampler = sampler.model_copy(update={"n_beta": 0.0})
     probes = {
-        path.name.removeprefix("probe.").removesuffix(".npy"): np.load(path)
+        path.name.removeprefix("probe.").removesuffix(".npy"): np.load(path, allow_pickle=False)
         for path in sorted(args.tokens.glob("probe.*.npy"))
     }
     texts = Texts(
         np.load(args.tokens / "base.npy"),
         probes,
         np.load(args.tokens / "sgld.npy"),
-        settings.delta_h,
+        settings["delta_h"],
     )
     model = load_checkpoint(args.model, args.step)
     sample_checkpoint(
@@ -47,14 +49,14 @@ def main() -> None:
         ["full", *head_names(model.config)],
         texts,
         sampler,
-        settings.seed,
+        settings["seed"],
         args.step,
         file_sha256(checkpoint_path(args.model, args.step)),
         args.out,
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
-        lambda line: print(line, flush=True),
+        Progress(),
     )
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

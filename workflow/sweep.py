@@ -9,8 +9,9 @@ import numpy as np
 import polars as pl
 import torch
 
-from susceptibilities.config import ScaleConfig
+from susceptibilities.console import Progress, run
 from susceptibilities.models.loading import load_checkpoint
+from susceptibilities.posterior import SamplerConfig
 from susceptibilities.store import atomic_path, read_json
 from susceptibilities.sweep import summary, sweep
 
@@ -44,17 +45,17 @@ def main() -> None:
     args = parser.parse_args()
 
     torch.set_num_threads(args.threads)
-    settings = ScaleConfig.model_validate(read_json(args.config)).two_layer
+    sampler = SamplerConfig.model_validate(read_json(args.config)["two_layer"]["sampler"])
     table = sweep(
         load_checkpoint(args.model, args.step),
         args.components,
         np.load(args.tokens / "base.npy")[:24],
         np.load(args.tokens / "sgld.npy"),
-        settings.sampler.model_copy(update={"burn_in": 60, "draws": 20, "thinning": 6}),
+        sampler.model_copy(update={"burn_in": 60, "draws": 20, "thinning": 6}),
         STEP_SIZES,
         N_BETAS,
         LOCALIZATIONS,
-        report=lambda line: print(line, flush=True),
+        report=Progress(),
     )
     args.out_dir.mkdir(parents=True, exist_ok=True)
     with atomic_path(args.out_dir / "sweep.parquet") as temporary:
@@ -64,4 +65,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

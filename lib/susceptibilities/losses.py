@@ -79,7 +79,9 @@ class _LinearLossSum(torch.autograd.Function):
         return losses.view(groups, -1).sum(-1)
 
     @staticmethod
-    def backward(ctx: FunctionCtx, grad: Tensor):  # type: ignore[override]
+    def backward(  # type: ignore[override]
+        ctx: FunctionCtx, grad: Tensor
+    ) -> tuple[Tensor | None, ...]:
         saved = list(ctx.saved_tensors)  # type: ignore[attr-defined]
         d_final, d_weight, d_bias = (saved.pop(0) if w else None for w in ctx.which)  # type: ignore[attr-defined]
         groups = len(grad)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import reduce
+from typing import Any
 
 import numpy as np
 from jaxtyping import Float
@@ -54,7 +55,7 @@ class Moments:
             self.comoment + other.comoment + cross,
         )
 
-    def __getitem__(self, key: object) -> Moments:
+    def __getitem__(self, key: Any) -> Moments:
         """Index the leading axes."""
         return Moments(
             self.count[key],

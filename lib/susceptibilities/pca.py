@@ -58,7 +58,9 @@ class JointPCA:
         """Scores averaged over checkpoints, columns of unit norm, (probe, K)."""
         means = self.scores.mean(1)
         norms = np.linalg.norm(means, axis=0)
-        return means / np.where(norms > 0, norms, 1.0)
+        # A component without variance has rounding noise for scores, and no contributions.
+        real = self.singular_values > 1e-10 * self.singular_values.max()
+        return np.where(real, means / np.where(norms > 0, norms, 1.0), 0.0)
 
     def select(self, order: Sequence[int] | NDArray[np.int64], signs: Array) -> JointPCA:
         """Components in another order and with other signs."""

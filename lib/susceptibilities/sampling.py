@@ -59,10 +59,7 @@ class Texts:
         """Hash of every token."""
         arrays = {"base": self.base, "pool": self.pool, **self.probes}
         return fingerprint(
-            {
-                name: hashlib.sha256(np.ascontiguousarray(a)).hexdigest()
-                for name, a in arrays.items()
-            }
+            {name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in arrays.items()}
         )
 
 

@@ -3,7 +3,8 @@
 A pattern is a set of quantities of one component with a stated bound each. It holds when the
 95 % interval (Student t over chains, from the jackknife) of every quantity lies within its bound
 and no regrouping of the heads does as well by chance (p <= 0.05); it fails when an interval lies
-beyond; anything else is undecided. Where the paper says "strongly" or "large", the bound is half
+beyond; anything else is undecided, and so is everything about a component whose variance is not
+separated from a neighbor's. Where the paper says "strongly" or "large", the bound is half
 of what an even spread over all heads (or probes) would give.
 """
 
@@ -273,9 +274,9 @@ def find(test: Test, analysis: Analysis, pc: int) -> Finding:
         if verdict and p > LEVEL:
             verdict = None
     if not found.identified[pc]:
-        notes.append(f"PC{pc + 1} is not separated from a neighbour within the errors.")
         # Any rotation within the pair is as good a component as this one.
-        verdict = None if verdict else verdict
+        notes.append(f"PC{pc + 1} is not separated from a neighbor within the errors.")
+        verdict = None
     name = test.conditions[0].quantity
     return Finding(
         values[name],
