@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from susceptibilities.sweep import judge, summary, sweep
+from susceptibilities.sweep import judge, one_at_a_time, summary, sweep
 from test_sampling import SAMPLER, small_model, texts
 
 
@@ -14,10 +14,7 @@ def test_a_sweep_finds_wild_settings() -> None:
         ["0:0", "1:1"],
         text.base,
         text.pool,
-        sampler,
-        step_sizes=(1e-3, 1.0),
-        n_betas=(10.0,),
-        localizations=(50.0,),
+        one_at_a_time(sampler, {"step_size": (1e-3, 1.0)}),
     )
     assert table.height == 4
     wild = table.filter(step_size=1.0)
@@ -41,3 +38,9 @@ def test_each_criterion_is_named() -> None:
         ("signal", 0.5, "no rise"),
     ):
         assert fault in judge({**good, name: value})
+
+
+def test_one_setting_at_a_time() -> None:
+    found = one_at_a_time(SAMPLER, {"n_beta": (0.0, 10.0), "step_size": (1e-3, 1e-2)})
+    assert found[0] == SAMPLER
+    assert [(c.n_beta, c.step_size) for c in found] == [(10, 1e-3), (0, 1e-3), (10, 1e-2)]

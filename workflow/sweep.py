@@ -13,12 +13,14 @@ from susceptibilities.console import Progress, run
 from susceptibilities.models.loading import load_checkpoint
 from susceptibilities.posterior import SamplerConfig
 from susceptibilities.store import atomic_path, read_json
-from susceptibilities.sweep import summary, sweep
+from susceptibilities.sweep import one_at_a_time, summary, sweep
 
-# The sampling guide's ranges, about the published setting (1e-3, 30, 300).
-STEP_SIZES = (1e-4, 3e-4, 1e-3, 3e-3)
-N_BETAS = (0.0, 10.0, 30.0, 100.0)
-LOCALIZATIONS = (100.0, 300.0, 1000.0)
+# The sampling guide's ranges, one setting at a time about the scale's own.
+CHOICES = {
+    "step_size": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
+    "n_beta": (0.0, 10.0, 30.0, 100.0, 300.0),
+    "localization": (30.0, 100.0, 300.0, 1000.0),
+}
 
 
 def markdown(table: pl.DataFrame) -> str:
@@ -51,10 +53,9 @@ def main() -> None:
         args.components,
         np.load(args.tokens / "base.npy")[:24],
         np.load(args.tokens / "sgld.npy"),
-        sampler.model_copy(update={"burn_in": 60, "draws": 20, "thinning": 6}),
-        STEP_SIZES,
-        N_BETAS,
-        LOCALIZATIONS,
+        one_at_a_time(
+            sampler.model_copy(update={"burn_in": 40, "draws": 10, "thinning": 6}), CHOICES
+        ),
         report=Progress(),
     )
     args.out_dir.mkdir(parents=True, exist_ok=True)

@@ -1,5 +1,4 @@
-# The choice of the sampler's settings: a sweep on the last checkpoint, two heads a layer and the
-# unrestricted chain. Not part of `all`; its result for the shipped model is in the model's folder.
+# The choice of the sampler's settings: a sweep on the last checkpoint, two heads a layer. Not part of `all`; its result for the shipped model is in the model's folder.
 
 
 rule sweep:
@@ -20,5 +19,5 @@ rule sweep:
         f"{R}/benchmarks/sweep.tsv"
     shell:
         "{PY} workflow/sweep.py --config {input.config} --step {params.step} --tokens {R}/tokens"
-        " --model {MODEL} --components 0:0 0:2 1:2 1:5 full --out-dir {R}/sweep"
+        " --model {MODEL} --components 0:0 0:2 1:2 1:5 --out-dir {R}/sweep"
         " --threads {threads} 2>&1 | tee {log}"

@@ -6,8 +6,7 @@ setting must serve all components, so a setting is as good as its worst componen
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from itertools import product
+from collections.abc import Callable, Mapping, Sequence
 
 import numpy as np
 import polars as pl
@@ -46,19 +45,29 @@ def judge(row: dict[str, float]) -> str:
     return ", ".join(faults)
 
 
+def one_at_a_time(
+    centre: SamplerConfig, choices: Mapping[str, Sequence[float]]
+) -> list[SamplerConfig]:
+    """The centre, and every setting that differs from it in one of the choices."""
+    found = [centre]
+    for name, values in choices.items():
+        for value in values:
+            other = centre.model_copy(update={name: value})
+            if other not in found:
+                found.append(other)
+    return found
+
+
 def sweep(
     model: AttentionOnly,
     names: Sequence[str],
     base: Contexts,
     pool: Contexts,
-    sampler: SamplerConfig,
-    step_sizes: Sequence[float],
-    n_betas: Sequence[float],
-    localizations: Sequence[float],
+    candidates: Sequence[SamplerConfig],
     seed: int = 0,
     report: Callable[[str], None] = print,
 ) -> pl.DataFrame:
-    """Sample each component with every setting of the grid.
+    """Sample each component with every candidate setting.
 
     Returns:
         One row a setting and component: ``rise`` of the loss above w* on ``base`` (nats per
@@ -75,21 +84,21 @@ def sweep(
     for name in names:
         losses = component_losses(model, component(name, model.config, parameters))
         prepared, pool_prepared = losses.prepare(evaluated), losses.prepare(pool_tokens)
-        for step_size, n_beta, localization in product(step_sizes, n_betas, localizations):
-            settings = sampler.model_copy(
-                update={"step_size": step_size, "n_beta": n_beta, "localization": localization}
-            )
+        for settings in candidates:
             data = sample_component(
                 losses, prepared, pool_prepared, pool_star, settings, seed, f"sweep {name}"
             )
             reasons = unhealthy(
-                data["died"].values, data["distance"].values, int(data["size"]), localization
+                data["died"].values,
+                data["distance"].values,
+                int(data["size"]),
+                settings.localization,
             )
             row: dict[str, float | str] = {
                 "component": name,
-                "step_size": step_size,
-                "n_beta": n_beta,
-                "localization": localization,
+                "step_size": settings.step_size,
+                "n_beta": settings.n_beta,
+                "localization": settings.localization,
                 "lost": float(sum(map(bool, reasons))),
                 **_trace_scores(data["trace"].values[:, settings.burn_in :]),
             }
@@ -103,8 +112,8 @@ def sweep(
             row["fault"] = judge(row)  # type: ignore[arg-type]
             rows.append(row)
             report(
-                f"{name} step {step_size:g} n_beta {n_beta:g} localization {localization:g}: "
-                f"{row['fault'] or 'acceptable'}"
+                f"{name} step {settings.step_size:g} n_beta {settings.n_beta:g} localization "
+                f"{settings.localization:g}: {row['fault'] or 'acceptable'}"
             )
     return pl.DataFrame(rows)
 
