@@ -84,7 +84,17 @@ def draw_repeats(ax: Axes, repeats: pl.DataFrame) -> None:
     ax.set_xlim(first, last)
     ax.set_xlabel("position in the sequence")
     ax.set_ylabel("loss (nats per token)")
-    ax.legend(title="step", title_fontsize=7, fontsize=6.5, loc="lower left", labelspacing=0.2)
+    low, high = ax.get_ylim()
+    ax.set_ylim(low - 0.18 * (high - low), high)  # room for the legend
+    ax.legend(
+        title="step",
+        title_fontsize=6.5,
+        fontsize=6.5,
+        loc="lower center",
+        ncols=len(steps),
+        handlelength=1.0,
+        columnspacing=0.9,
+    )
 
 
 def draw(heads: pl.DataFrame, repeats: pl.DataFrame, run: Run) -> Figure:

@@ -50,8 +50,16 @@ def draw(log: pl.DataFrame, label: str) -> tuple[Figure, pl.DataFrame]:
     if len(train):
         x, y = train["step"].to_numpy(), train["train_loss"].to_numpy()
         ax.plot(x, y, color="#9EC3DD", linewidth=0.5, label="training batch")
-        mean = smoothed(y, max(1, len(y) // 60))
-        ax.plot(x, mean, color="#0072B2", linewidth=1.4, label="running mean")
+        window = max(1, len(y) // 60)
+        # The first means, over a shortened window, lie far from the curve on a logarithmic axis.
+        inner = slice(window // 2, None)
+        ax.plot(
+            x[inner],
+            smoothed(y, window)[inner],
+            color="#0072B2",
+            linewidth=1.4,
+            label="running mean",
+        )
     if len(held):
         ax.plot(
             held["step"],
@@ -60,7 +68,7 @@ def draw(log: pl.DataFrame, label: str) -> tuple[Figure, pl.DataFrame]:
             color="#D55E00",
             markersize=2.6,
             linewidth=1.0,
-            label="held-out text",
+            label=f"held-out text ({held['held_out_loss'][-1]:.2f} at the end)",
         )
     ax.set_xscale("log")
     ax.grid(axis="y", color="#EEEEEE", linewidth=0.6)
@@ -68,17 +76,6 @@ def draw(log: pl.DataFrame, label: str) -> tuple[Figure, pl.DataFrame]:
     ax.set_xlabel("training step")
     ax.set_ylabel("loss (nats per token)")
     ax.legend(loc="upper right")
-    if len(held):
-        step, loss = held["step"][-1], held["held_out_loss"][-1]
-        ax.annotate(
-            f"{loss:.2f} at step {step:,}",
-            (step, loss),
-            xytext=(-4, 12),
-            textcoords="offset points",
-            ha="right",
-            fontsize=7,
-            color=GREY,
-        )
     header(figure, "Loss over training", f"model {label}", top=0.03)
     return figure, log
 

@@ -21,6 +21,7 @@ def format_number(value: float, se: float | None = None) -> str:
     Below 1e-3 and from 1e6 on, with a common power of ten. The sign is kept when the digits
     round to zero.
     """
+    value = value + 0.0  # no sign for a negative zero
     if not math.isfinite(value) or (se is not None and not math.isfinite(se)):
         return f"{value} ± {se}" if se is not None else str(value)
     if not se:
