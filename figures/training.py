@@ -10,7 +10,7 @@ import polars as pl
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from common import GREY, WIDTH, arguments, empty_page, header, save, short_step
+from common import WIDTH, arguments, empty_page, header, save, short_step
 from susceptibilities.console import run as run_script
 from susceptibilities.store import read_json
 

@@ -188,7 +188,7 @@ def test_training_log_is_read_in_every_format_and_drawn(tmp_path):
     for name in training.NAMES:
         figure, read = training.draw(training.read_log(tmp_path / name), "my-model")
         assert read.select(log.columns).equals(log)
-        assert "4.60 at step 80" in texts(figure)
+        assert "4.60 at the end" in texts(figure)
         plt.close(figure)
     with pytest.raises(ValueError, match=r"expected one of \.jsonl"):
         training.read_log(tmp_path / "log.txt")
