@@ -17,9 +17,9 @@ from susceptibilities.sweep import one_at_a_time, summary, sweep
 
 # The sampling guide's ranges, one setting at a time about the scale's own.
 CHOICES = {
-    "step_size": (1e-4, 3e-4, 1e-3, 3e-3, 1e-2),
-    "n_beta": (0.0, 10.0, 30.0, 100.0, 300.0),
-    "localization": (30.0, 100.0, 300.0, 1000.0),
+    "step_size": (1e-4, 3e-4, 1e-3, 3e-3),
+    "n_beta": (0.0, 30.0, 300.0, 3000.0),
+    "localization": (100.0, 300.0, 1000.0),
 }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gzip
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -16,6 +18,7 @@ from susceptibilities.corpora import (
     use_folder_corpus,
 )
 from susceptibilities.store import file_sha256, read_json
+from susceptibilities.tokens import SPLITS, in_split
 
 Writer = Callable[..., Path]
 
@@ -107,3 +110,19 @@ def test_promised_hashes(write: Writer, tmp_path: Path, name: str, nested: bool)
     (source.parent / name).write_text("{")
     with pytest.raises(CorpusError, match="is not JSON"):
         use_folder_corpus(source.parent, out)
+
+
+def test_text_that_was_sampled_by_its_hash_still_reaches_every_split(tmp_path: Path) -> None:
+    texts = [f"document number {i} of a sample" for i in range(2000)]
+    sampled = [t for t in texts if hashlib.sha256(t.encode()).digest()[0] < 128][:400]
+    source, out = tmp_path / "source", tmp_path / "out"
+    source.mkdir()
+    with gzip.open(source / "a.jsonl.gz", "wt", encoding="utf-8") as file:
+        file.writelines(json.dumps({"text": text}) + "\n" for text in sampled)
+    use_folder_corpus(source, out)
+    counts = {
+        split: sum(in_split(document, split) for document in read_checked(out, "a"))
+        for split in SPLITS
+    }
+    assert sum(counts.values()) == 400
+    assert all(counts[split] > 20 for split in ("sgld", "base", "probe"))

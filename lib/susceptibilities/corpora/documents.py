@@ -14,12 +14,15 @@ import json
 import re
 import zlib
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..store import atomic_path, read_json, write_json
 
 MANIFEST = "manifest.json"
+# Text that was itself sampled by its hash, as datasets often are, would otherwise all fall into
+# the same splits.
+SPLIT_SALT = "susceptibilities"
 SUFFIX = ".jsonl.gz"
 TRAINING = "_training"
 _UNPAIRED = re.compile(r"[\ud800-\udfff]")
@@ -36,11 +39,14 @@ class Document:
     domain: str
     id: str
     text: str
+    salt: str = ""
 
     @property
     def position(self) -> float:
-        """A number in [0, 1) that depends on the text alone: it decides the document's split."""
-        digest = hashlib.sha256(self.text.encode()).digest()
+        """A number in [0, 1) that decides the document's split: it depends on the text and the
+        corpus's salt alone.
+        """
+        digest = hashlib.sha256((self.salt + self.text).encode()).digest()
         return int.from_bytes(digest[:8], "big") / 2**64
 
 
@@ -119,9 +125,10 @@ def read_checked(folder: Path, domain: str) -> Iterator[Document]:
     if entry is None:
         raise CorpusError(f"domain {domain!r} is not in {path}; build the corpus again")
     text_hash = hashlib.sha256()
+    salt = manifest.get("split_salt", "")
     for document in read_domain(folder, domain):
         text_hash.update(document.text.encode() + b"\0")
-        yield document
+        yield replace(document, salt=salt)
     if text_hash.hexdigest() != entry["text_sha256"]:
         raise CorpusError(
             f"{folder / (domain + SUFFIX)} is altered: expected text with sha256 "
@@ -159,10 +166,12 @@ def write_manifest(
     kind: str,
     entries: dict[str, dict[str, object]],
     training: dict[str, object] | None = None,
+    split_salt: str = SPLIT_SALT,
 ) -> None:
     """Write the corpus manifest beside the domain files: the last step of a build.
 
     ``training`` is the entry of the training distribution where it is a dataset of its own,
-    null where it is all domains together.
+    null where it is all domains together. ``split_salt`` enters every document's position.
     """
-    write_json(folder / MANIFEST, {"kind": kind, "domains": entries, "training": training})
+    manifest = {"kind": kind, "split_salt": split_salt, "domains": entries, "training": training}
+    write_json(folder / MANIFEST, manifest)

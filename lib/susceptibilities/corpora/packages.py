@@ -163,4 +163,5 @@ def build_package_corpus(corpus: PackageCorpus, out: Path, downloads: Path) -> N
             ] or [{"generator": "susceptibilities.corpora.mathematics", "seed": corpus.seed}]
             entries[domain] = entry
             print(f"{domain}: {entry['documents']} documents, {entry['bytes']} bytes", flush=True)
-        write_manifest(folder, "packages", entries)
+        # Without a salt: the shipped model was trained on this corpus's split as it is.
+        write_manifest(folder, "packages", entries, split_salt="")
