@@ -29,7 +29,8 @@ class Clone:
         for name in COPIED:
             ignore = shutil.ignore_patterns("__pycache__", "*.egg-info")
             shutil.copytree(ROOT / name, root / name, ignore=ignore)
-        shutil.copy(ROOT / "Snakefile", root)
+        for name in ("Snakefile", "CITATION.cff"):
+            shutil.copy(ROOT / name, root)
         (root / "models").symlink_to(ROOT / "models")
         (ROOT / "data/downloads").mkdir(parents=True, exist_ok=True)
         (root / "data").mkdir()

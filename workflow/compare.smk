@@ -9,6 +9,8 @@ rule compare:
         results=lambda wildcards: [file for files in SECTIONS.values() for file in files],
         published=sorted(path.as_posix() for path in Path("published").glob("*.yaml")),
         claims=sorted(path.as_posix() for path in Path("experiments").glob("*/*/claims.yaml")),
+        captions=sorted(path.as_posix() for path in Path("experiments").glob("*/*/figures.yaml")),
+        citation="CITATION.cff",
     output:
         f"{R}/comparison.csv",
         f"{R}/report/index.html",
