@@ -195,7 +195,7 @@ def test_own_text_that_is_too_small(fresh: Clone) -> None:
     folder.mkdir()
     for domain in ("letters", "recipes"):
         with gzip.open(folder / f"{domain}.jsonl.gz", "wt") as file:
-            for number in range(30):
+            for number in range(200):
                 file.write(
                     json.dumps({"text": f"{domain} {number} " + "words and more " * 20}) + "\n"
                 )
