@@ -17,7 +17,7 @@ from susceptibilities.estimators import (
     mixture_differences,
 )
 from susceptibilities.posterior import SamplerConfig
-from susceptibilities.sampling import sample_component
+from susceptibilities.sampling import Chains, sample_component
 
 BASE, PROBES, CHOSEN = 20, 2, np.array([9, 19])
 CONTEXTS = BASE + PROBES * len(CHOSEN)
@@ -43,13 +43,15 @@ def run(seed: int, config: SamplerConfig = CONFIG) -> xr.Dataset:
         pool_star = torch.zeros(BASE, dtype=torch.float64)
         parts.append(
             sample_component(
-                model,
-                model.prepare(tokens),
-                model.prepare(tokens[:BASE]),
-                pool_star,
-                config,
-                seed,
-                name,
+                Chains(
+                    model,
+                    model.prepare(tokens),
+                    model.prepare(tokens[:BASE]),
+                    pool_star,
+                    config,
+                    seed,
+                    name,
+                )
             )
         )
     data = xr.concat(parts, "component")

@@ -339,10 +339,10 @@ def component_losses(model: AttentionOnly, part: Component) -> ComponentLosses:
     return HeadLosses(model, part) if part.head is not None else PlainLosses(model, part)
 
 
-def context_losses(
+def token_losses_at(
     model: AttentionOnly, tokens: Int[Tensor, "context position"], block: int = _CONTEXTS
-) -> Float[Tensor, " context"]:
-    """Mean loss per token of every context at the model's own weights."""
+) -> Float[Tensor, "context position-1"]:
+    """Loss of every token after the first at the model's own weights."""
     with torch.no_grad():
         parts = []
         for rows in tokens.split(block):
@@ -350,5 +350,12 @@ def context_losses(
             losses = linear_losses(
                 final, model.unembed.W_U, model.unembed.b_U, rows[:, 1:].reshape(-1)
             )
-            parts.append(losses.view(len(rows), -1).mean(-1))
+            parts.append(losses.view(len(rows), -1))
     return torch.cat(parts)
+
+
+def context_losses(
+    model: AttentionOnly, tokens: Int[Tensor, "context position"], block: int = _CONTEXTS
+) -> Float[Tensor, " context"]:
+    """Mean loss per token of every context at the model's own weights."""
+    return token_losses_at(model, tokens, block).mean(-1)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import hashlib
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -67,39 +69,154 @@ def _means(losses: Tensor) -> Tensor:
     return losses.double().mean(-1)
 
 
-def sample_component(
-    losses: ComponentLosses,
-    evaluated: Prepared,
-    pool: Prepared,
-    pool_star: Tensor,
-    sampler: SamplerConfig,
-    seed: int,
-    label: str,
-) -> xr.Dataset:
-    """Chains of one component and the losses at every kept draw."""
-    star = losses.losses(losses.w_star[None], evaluated)
+@dataclass
+class Chains:
+    """The chains of one component on their way: what every use of them needs.
 
-    def gradient(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
-        return losses.loss_and_gradient(weights, pool, rows)
+    Attributes:
+        star: losses of the evaluated contexts at w*, by the same path as those along the chains.
+    """
 
-    run = Sampler(gradient, losses.w_star, len(pool.tokens), sampler, seed, label)
-    shifts, acceptance, distance = [], [], []
-    for draw in run.draws():
-        # Shifted before averaging: the differences are a thousandth of the losses.
-        shifts.append(_means(losses.losses(draw.weights, evaluated) - star).cpu().numpy())
-        acceptance.append(draw.acceptance.double().cpu().numpy())
-        distance.append(draw.distance.double().cpu().numpy())
-    baseline = pool_star.cpu().numpy()[run.trace.rows].mean(-1)
-    return xr.Dataset(
-        {
-            "shift": (("chain", "draw", "context"), np.stack(shifts, 1)),
-            "acceptance": (("chain", "draw"), np.stack(acceptance, 1)),
-            "distance": (("chain", "draw"), np.stack(distance, 1)),
-            "trace": (("chain", "step"), run.trace.loss.numpy() - baseline),
-            "died": (("chain",), run.trace.died),
-            "size": ((), np.int64(losses.component.size)),
+    losses: ComponentLosses
+    evaluated: Prepared
+    pool: Prepared
+    pool_star: Tensor
+    sampler: SamplerConfig
+    seed: int
+    label: str
+
+    def __post_init__(self) -> None:
+        def gradient(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+            return self.losses.loss_and_gradient(weights, self.pool, rows)
+
+        w_star, pool = self.losses.w_star, len(self.pool.tokens)
+        self.run = Sampler(gradient, w_star, pool, self.sampler, self.seed, self.label)
+        self.star = self.losses.losses(w_star[None], self.evaluated)
+        self._acceptance: list[np.ndarray] = []
+        self._distance: list[np.ndarray] = []
+
+    def shifts(self) -> Iterator[Tensor]:
+        """Losses minus those at w* of every kept draw, (chain, context, position-1).
+
+        Shifted before anything is averaged: the differences are a thousandth of the losses.
+        """
+        for draw in self.run.draws():
+            self._acceptance.append(draw.acceptance.double().cpu().numpy())
+            self._distance.append(draw.distance.double().cpu().numpy())
+            yield self.losses.losses(draw.weights, self.evaluated) - self.star
+
+    def diagnostics(self) -> dict[str, tuple[tuple[str, ...], Any]]:
+        """What diagnostics and health need, once all draws are done."""
+        baseline = self.pool_star.cpu().numpy()[self.run.trace.rows].mean(-1)
+        return {
+            "acceptance": (("chain", "draw"), np.stack(self._acceptance, 1)),
+            "distance": (("chain", "draw"), np.stack(self._distance, 1)),
+            "trace": (("chain", "step"), self.run.trace.loss.numpy() - baseline),
+            "died": (("chain",), self.run.trace.died),
+            "size": ((), np.int64(self.losses.component.size)),
         }
-    )
+
+
+def sample_component(chains: Chains) -> xr.Dataset:
+    """Run the chains of one component; mean shift of every context at every kept draw."""
+    shifts = [_means(shift).cpu().numpy() for shift in chains.shifts()]
+    shift = (("chain", "draw", "context"), np.stack(shifts, 1))
+    return xr.Dataset({"shift": shift, **chains.diagnostics()})
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the chains of every component of a checkpoint have in common.
+
+    Attributes:
+        evaluated: contexts on which losses are measured, (context, position).
+        pool: contexts that minibatches are drawn from, likewise.
+        label: with seed and component it makes the chains' random numbers.
+        identity: everything that the result depends on; a kept part must have the same.
+    """
+
+    model: AttentionOnly
+    evaluated: Contexts
+    pool: Contexts
+    sampler: SamplerConfig
+    seed: int
+    label: str
+    identity: Mapping[str, object]
+
+
+@contextmanager
+def component_parts(
+    job: Job,
+    names: list[str],
+    work: Callable[[Chains], xr.Dataset],
+    out: Path,
+    device: torch.device,
+    report: Callable[[str], None],
+) -> Iterator[list[xr.Dataset]]:
+    """Yield the ``work`` of every component's chains, kept component by component beside ``out``.
+
+    An interrupted run goes on with the next component, and gives the same bits. A kept part is
+    used only if everything in the job's identity is the same. When the block ends without an
+    error (``out`` is written), the parts are removed.
+
+    Raises:
+        ValueError: every chain of a component diverged.
+        RuntimeError: another process is writing the same store.
+    """
+    model, sampler, label = job.model.to(device).eval(), job.sampler, job.label
+    parameters = dict(model.named_parameters())
+    parts = out.parent / f".{out.name}.parts"
+    parts.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(parts.parent / f".{out.name}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        raise RuntimeError(f"another process is writing {out}; wait for it, or stop it") from None
+    try:
+        tokens = torch.from_numpy(job.evaluated.astype(np.int64)).to(device)
+        pool_tokens = torch.from_numpy(job.pool.astype(np.int64)).to(device)
+        pool_star: Tensor | None = None
+        prepared: tuple[int | None, Prepared, Prepared] | None = None
+        size = pool_tokens.numel() * model.config.d_model * 8
+        done = []
+        for name in names:
+            path = parts / f"{fingerprint([job.identity, name])}.zarr"
+            done.append(path)
+            if path.exists():
+                report(f"{label}, {name}: kept from an earlier run")
+                continue
+            losses = component_losses(model, component(name, model.config, parameters))
+            if pool_star is None:
+                pool_star = context_losses(model, pool_tokens).double()
+            if prepared is None or prepared[0] != losses.depth:
+                prepared = None  # free the last layer's activations first
+                kept_pool = losses.prepare(pool_tokens, keep=size <= _POOL_BYTES)
+                prepared = (losses.depth, losses.prepare(tokens), kept_pool)
+            chain_label = f"{label} component {name}"
+            chains = Chains(losses, *prepared[1:], pool_star, sampler, job.seed, chain_label)
+            part = work(chains)
+            died = part["died"].values
+            if (died >= 0).all():
+                raise ValueError(
+                    f"{label}, component {name}: all {len(died)} chains diverged (first at "
+                    f"step {died.min()}): lower step_size (now {sampler.step_size}) or raise "
+                    f"localization (now {sampler.localization})"
+                )
+            with atomic_path(path) as temporary:
+                part.to_zarr(temporary, zarr_format=3, consolidated=False)
+            rise = float(part["trace"].values[:, sampler.burn_in :].mean())
+            report(f"{label}, {name}: loss rises by {rise:+.2e} above w*")
+        yield [xr.open_zarr(path, consolidated=False).load() for path in done]
+        shutil.rmtree(parts)
+    finally:
+        lock.release()
+        Path(lock.lock_file).unlink(missing_ok=True)
+
+
+def device_name(device: torch.device) -> str:
+    """What the work ran on, for the record."""
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
+    return name or device.type
 
 
 _UNITS = {
@@ -127,16 +244,8 @@ def sample_checkpoint(
 ) -> None:
     """Sample every component of one checkpoint and write the losses to the Zarr store ``out``.
 
-    Work is kept component by component beside ``out``: an interrupted run goes on with the
-    next component, and gives the same bits. A kept part is used only if model, texts,
-    component, settings and seed are all the same.
-
-    Raises:
-        ValueError: every chain of a component diverged.
-        RuntimeError: another process is writing the same store.
+    An interrupted run goes on, see `component_parts`.
     """
-    model = model.to(device).eval()
-    parameters = dict(model.named_parameters())
     identity = {
         "step": step,
         "model": model_hash,
@@ -145,72 +254,22 @@ def sample_checkpoint(
         "seed": seed,
         "delta_h": texts.delta_h,
     }
-    parts = out.parent / f".{out.name}.parts"
-    parts.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(parts.parent / f".{out.name}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        raise RuntimeError(f"another process is writing {out}; wait for it, or stop it") from None
-    try:
-        tokens = torch.from_numpy(texts.evaluated().astype(np.int64)).to(device)
-        pool_tokens = torch.from_numpy(texts.pool.astype(np.int64)).to(device)
-        pool_star: Tensor | None = None
-        prepared: tuple[int | None, Prepared, Prepared] | None = None
-        size = pool_tokens.numel() * model.config.d_model * 8
-        done = []
-        for name in names:
-            path = parts / f"{fingerprint([identity, name])}.zarr"
-            done.append(path)
-            if path.exists():
-                report(f"step {step}, {name}: kept from an earlier run")
-                continue
-            losses = component_losses(model, component(name, model.config, parameters))
-            if pool_star is None:
-                pool_star = context_losses(model, pool_tokens).double()
-            if prepared is None or prepared[0] != losses.depth:
-                prepared = None  # free the last layer's activations first
-                pool = losses.prepare(pool_tokens, keep=size <= _POOL_BYTES)
-                prepared = (losses.depth, losses.prepare(tokens), pool)
-            label = f"step {step} component {name}"
-            part = sample_component(
-                losses, prepared[1], prepared[2], pool_star, sampler, seed, label
-            )
-            died = part["died"].values
-            if (died >= 0).all():
-                raise ValueError(
-                    f"step {step}, component {name}: all {len(died)} chains diverged (first at "
-                    f"step {died.min()}): lower step_size (now {sampler.step_size}) or raise "
-                    f"localization (now {sampler.localization})"
-                )
-            with atomic_path(path) as temporary:
-                part.to_zarr(temporary, zarr_format=3, consolidated=False)
-            rise = float(part["shift"].isel(context=slice(0, len(texts.base))).mean())
-            report(f"step {step}, {name}: loss rises by {rise:+.2e} above w*")
-        _merge(model, names, texts, tokens, done, identity, out)
-        shutil.rmtree(parts)
-    finally:
-        lock.release()
-        Path(lock.lock_file).unlink(missing_ok=True)
+    job = Job(model, texts.evaluated(), texts.pool, sampler, seed, f"step {step}", identity)
+    with component_parts(job, names, sample_component, out, device, report) as parts:
+        data = _merge(model, texts, parts, device)
+        # Zarr v3 has no settled string type: names travel as attributes (see load_losses).
+        data.attrs = {**identity, "component": names, "probe": list(texts.probes)}
+        data.attrs["device"] = device_name(device)
+        with atomic_path(out) as temporary:
+            data.to_zarr(temporary, zarr_format=3, consolidated=False)
 
 
 def _merge(
-    model: AttentionOnly,
-    names: list[str],
-    texts: Texts,
-    tokens: Tensor,
-    paths: list[Path],
-    identity: dict[str, object],
-    out: Path,
-) -> None:
-    """Put the components' parts together, contexts split into base and probes."""
-    merged = xr.concat(
-        [xr.open_zarr(path, consolidated=False).load() for path in paths],
-        "component",
-        join="exact",
-        coords="minimal",
-        compat="override",
-    )
+    model: AttentionOnly, texts: Texts, parts: list[xr.Dataset], device: torch.device
+) -> xr.Dataset:
+    """The components' parts together, contexts split into base and probes."""
+    merged = xr.concat(parts, "component", join="exact", coords="minimal", compat="override")
+    tokens = torch.from_numpy(texts.evaluated().astype(np.int64)).to(device)
     star = context_losses(model, tokens).double().cpu().numpy()
     count, chosen = len(texts.base), texts.positions
     shape = (len(texts.probes), len(chosen))
@@ -229,14 +288,7 @@ def _merge(
     data = data.assign_coords(probe_context=chosen)
     for name, variable in data.data_vars.items():
         variable.attrs["units"] = _UNITS[str(name).split("_")[-1]]
-    # Zarr v3 has no settled string type: names travel as attributes (see load_losses).
-    data.attrs = {**identity, "component": names, "probe": list(texts.probes)}
-    device = tokens.device
-    data.attrs["device"] = (
-        torch.cuda.get_device_name(device) if device.type == "cuda" else platform.processor()
-    ) or device.type
-    with atomic_path(out) as temporary:
-        data.to_zarr(temporary, zarr_format=3, consolidated=False)
+    return data
 
 
 def load_losses(path: Path) -> xr.Dataset:

@@ -17,7 +17,7 @@ from .diagnostics import autocorrelation, split_rhat, unhealthy
 from .losses import component_losses, context_losses
 from .models.attention_only import AttentionOnly
 from .posterior import SamplerConfig
-from .sampling import sample_component
+from .sampling import Chains, sample_component
 from .tokens import Contexts
 
 # Bounds of the criteria; a setting that misses one is named for it in the table.
@@ -86,7 +86,7 @@ def sweep(
         prepared, pool_prepared = losses.prepare(evaluated), losses.prepare(pool_tokens)
         for settings in candidates:
             data = sample_component(
-                losses, prepared, pool_prepared, pool_star, settings, seed, f"sweep {name}"
+                Chains(losses, prepared, pool_prepared, pool_star, settings, seed, f"sweep {name}")
             )
             reasons = unhealthy(
                 data["died"].values,
