@@ -12,8 +12,10 @@
 #   code("a/script.py", "pca")   for `params`: reruns the rule when this code, or what it imports
 #                                from the package, changes
 #   settings("two_layer.seed")   for `params`: reruns the rule when these settings change
-#   fig("fig6")                  the files of a figure
+#   fig("fig6"), table("table1"), page("fig8")
+#                                the files of a figure, a table, a page of highlighted text
 #   section(...)                 registers a section's targets
+#   PER_TOKEN                    files of the per-token susceptibilities, see workflow/per_token.smk
 import json
 import shlex
 import sys
@@ -50,7 +52,7 @@ TOKENS = f"{R}/tokens/manifest.json"
 MODEL = str(SCALE.two_layer.model.folder)
 MODEL_JSON = f"{R}/model/model.json"
 STEPS = SCALE.two_layer.checkpoints
-CONTROL_STEPS = SCALE.two_layer.control_steps
+CONTROL_STEPS = NORMALISED["two_layer"]["control_checkpoints"]
 LOSSES = [f"{R}/losses/step_{step:06d}.zarr" for step in STEPS]
 CONTROLS = [f"{R}/losses/step_{step:06d}.control.zarr" for step in CONTROL_STEPS]
 PY = shlex.quote(sys.executable)
@@ -75,12 +77,28 @@ def fig(name):
     return [f"{R}/figures/{name}.pdf", f"{R}/figures/{name}.png"]
 
 
-def section(name, results, figures=()):
-    """Make ``name`` a target with these results and figures, and each figure a target."""
+def table(name):
+    return [f"{R}/tables/{name}.csv", f"{R}/tables/{name}.html"]
+
+
+def page(name):
+    return f"{R}/pages/{name}.html"
+
+
+def section(name, results, figures=(), tables=(), pages=()):
+    """Make ``name`` a target with these results, figures, tables and pages, and each of them one.
+
+    A figure and a page may share a name, which is then the target of both.
+    """
     if name in SECTIONS:
         raise WorkflowError(f"section {name!r} is registered twice")
-    SECTIONS[name] = [*results, *(file for figure in figures for file in fig(figure))]
-    TARGETS.update({figure: fig(figure) for figure in figures})
+    shown = {}
+    for kind, names in ((fig, figures), (table, tables), (page, pages)):
+        for shown_name in names:
+            files = kind(shown_name)
+            shown.setdefault(shown_name, []).extend([files] if isinstance(files, str) else files)
+    SECTIONS[name] = [*results, *(file for files in shown.values() for file in files)]
+    TARGETS.update(shown)
 
 
 # Written here, and only when a setting has changed. As the output of a rule it would be input to

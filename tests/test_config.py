@@ -57,6 +57,7 @@ def test_own_file(root: Path) -> None:
     normalised = scale.normalised()
     assert scale.scale == "mine"
     assert setting(normalised, "two_layer.control_checkpoints") == [20]
+    assert setting(normalised, "two_layer.per_token.checkpoints") == [20]
     assert setting(normalised, "two_layer.sampler.damping") == 0.1, "defaults are written out"
     assert type(scale).model_validate(normalised).normalised() == normalised
 
@@ -78,6 +79,11 @@ def test_own_file(root: Path) -> None:
         ({"two_layer.checkpoints": [20, 0]}, ["two_layer.checkpoints", "rise"]),
         ({"two_layer.control_checkpoints": [10]}, ["control_checkpoints", "10", "0, 20"]),
         ({"two_layer.sampler.batch": 65}, ["sampler.batch", "65", "64"]),
+        ({"two_layer.per_token": None}, ["two_layer.per_token", "missing"]),
+        ({"two_layer.per_token.contexts": 1}, ["per_token.contexts", "1", "2"]),
+        ({"two_layer.per_token.checkpoints": [10]}, ["per_token.checkpoints", "10", "0, 20"]),
+        ({"two_layer.per_token.sampler.batch": 65}, ["per_token.sampler.batch", "65", "64"]),
+        ({"two_layer.per_token.shards": 6}, ["per_token.shards", "6", "1 to 3"]),
         ({"corpus.kind": "web"}, ["corpus.kind", "web", "packages", "folder", "hub"]),
         ({"corpus.kind": None}, ["corpus.kind", "missing", "packages"]),
         ({"corpus.domains": ["poetry"]}, ["poetry", "mathematics", "biomedical"]),
@@ -169,6 +175,12 @@ def test_paper_scale_is_the_papers() -> None:
     assert sampler.chains == values["baker2025.C3.chains"]
     assert sampler.draws == values["baker2025.C3.draws"]
     assert sampler.batch == values["baker2025.C3.batch"]
+    per_token = two_layer.per_token
+    assert per_token.contexts == values["baker2025.C2.contexts"]
+    assert per_token.sampler.draws == values["baker2025.C3.per_token_draws"]
+    assert per_token.sampler.batch == values["baker2025.C3.per_token_batch"]
+    same = {"draws", "batch"}
+    assert per_token.sampler.model_dump(exclude=same) == sampler.model_dump(exclude=same)
     text = plan(scale, ROOT)
     assert scale.corpus.kind == "hub"
     assert set(values["baker2025.tableA.subsets"]) <= set(scale.corpus.domains)

@@ -24,6 +24,7 @@ from susceptibilities.tokens import (
     mix,
     pack,
     probe_positions,
+    token_strings,
     train_tokenizer,
 )
 
@@ -60,6 +61,23 @@ def test_any_text_comes_back(tokenizer: Tokenizer, text: str) -> None:
     (ids,) = encode(tokenizer, documents(text))
     assert tokenizer.decode(ids, skip_special_tokens=False) == text
     assert 0 not in ids
+
+
+@given(text=st.text(alphabet=st.characters(max_codepoint=126), max_size=60))
+def test_strings_of_tokens_spell_the_text(tokenizer: Tokenizer, text: str) -> None:
+    (ids,) = encode(tokenizer, documents(text))
+    strings = token_strings(tokenizer)
+    assert "".join(strings[number] for number in ids) == text
+
+
+def test_strings_of_all_tokens(tokenizer: Tokenizer) -> None:
+    strings = token_strings(tokenizer)
+    assert len(strings) == 300 and strings[0] == BOS
+    assert len(set(strings)) == 300, "two tokens never look the same"
+    vocabulary = tokenizer.get_vocab()
+    assert strings[vocabulary["Ġ"]] == " "
+    assert strings[vocabulary["Ã"]] == "\\xc3", "half a character shows its byte"
+    "".join(strings).encode("utf-8")  # no lone surrogates
 
 
 @given(before=st.text(max_size=5), after=st.text(max_size=5))

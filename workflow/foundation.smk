@@ -80,6 +80,7 @@ rule tokens:
             "two_layer.context",
             "two_layer.base_contexts",
             "two_layer.sgld_contexts",
+            "two_layer.per_token.contexts",
             "two_layer.seed",
         ),
     log:

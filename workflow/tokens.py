@@ -22,6 +22,7 @@ def main() -> None:
     arguments = parser.parse_args()
     settings = read_json(arguments.config)["two_layer"]
     rows, tokenizer = settings["base_contexts"], arguments.model / "tokenizer.json"
+    probe_rows = max(rows, settings["per_token"]["contexts"])
     corpus = CorpusContexts(
         arguments.corpus,
         load_tokenizer(tokenizer),
@@ -30,10 +31,10 @@ def main() -> None:
         Progress(),
     )
     arrays: dict[str, Contexts] = {
-        f"probe.{domain}": corpus.domain(domain, "probe", rows) for domain in corpus.entries
+        f"probe.{domain}": corpus.domain(domain, "probe", probe_rows) for domain in corpus.entries
     }
     # The control: its susceptibility must be zero within its error.
-    arrays[f"probe.{CONTROL_PROBE}"] = corpus.distribution("probe", rows)
+    arrays[f"probe.{CONTROL_PROBE}"] = corpus.distribution("probe", probe_rows)
     arrays["base"] = corpus.distribution("base", rows)
     # A small corpus has fewer contexts than the cap; a minibatch is the least that will do.
     arrays["sgld"] = corpus.distribution(

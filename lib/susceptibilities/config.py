@@ -115,6 +115,23 @@ ModelConfig = Annotated[
 ]
 
 
+Checkpoint = NonNegativeInt | Literal["last"]
+
+
+class PerTokenConfig(_Part):
+    """Per-token susceptibilities: every token of some contexts, at few checkpoints."""
+
+    checkpoints: list[Checkpoint] = Field(default=["last"], min_length=1)
+    """Checkpoints at which they are measured."""
+    control_checkpoints: list[Checkpoint] = ["last"]
+    """Checkpoints at which the n_beta = 0 control is run."""
+    contexts: int = Field(ge=2)
+    """Contexts of every probe; all their tokens are evaluated."""
+    sampler: SamplerConfig
+    shards: PositiveInt = 1
+    """Jobs that the components of a checkpoint are dealt to."""
+
+
 class TwoLayerConfig(_Part):
     """Everything about the two-layer model's susceptibilities."""
 
@@ -130,8 +147,9 @@ class TwoLayerConfig(_Part):
     delta_h: float = Field(gt=0, le=1)
     seed: NonNegativeInt = 0
     sampler: SamplerConfig
-    control_checkpoints: list[NonNegativeInt | Literal["last"]] = ["last"]
+    control_checkpoints: list[Checkpoint] = ["last"]
     """Checkpoints at which the n_beta = 0 control is run."""
+    per_token: PerTokenConfig
 
     @field_validator("checkpoints")
     @classmethod
@@ -152,18 +170,28 @@ class TwoLayerConfig(_Part):
                 f"sampler.batch ({self.sampler.batch}) must not exceed sgld_contexts "
                 f"({self.sgld_contexts})"
             )
-        if unknown := set(self.control_checkpoints) - set(self.checkpoints) - {"last"}:
+        per_token = self.per_token
+        for key, steps in (
+            ("control_checkpoints", self.control_checkpoints),
+            ("per_token.checkpoints", per_token.checkpoints),
+            ("per_token.control_checkpoints", per_token.control_checkpoints),
+        ):
+            if unknown := set(steps) - set(self.checkpoints) - {"last"}:
+                raise ValueError(
+                    f"{key} has {_listed(unknown)}, which checkpoints has not; allowed: last, "
+                    f"{_listed(self.checkpoints)}"
+                )
+        if per_token.sampler.batch > self.sgld_contexts:
             raise ValueError(
-                f"control_checkpoints has {_listed(unknown)}, which checkpoints has not; allowed: "
-                f"last, {_listed(self.checkpoints)}"
+                f"per_token.sampler.batch ({per_token.sampler.batch}) must not exceed "
+                f"sgld_contexts ({self.sgld_contexts})"
             )
         return self
 
-    @property
-    def control_steps(self) -> list[int]:
-        """``control_checkpoints`` with ``last`` as a number."""
+    def steps(self, checkpoints: list[Checkpoint]) -> list[int]:
+        """Checkpoints with ``last`` as a number."""
         last = self.checkpoints[-1]
-        return sorted({last if s == "last" else s for s in self.control_checkpoints})
+        return sorted({last if s == "last" else s for s in checkpoints})
 
 
 class ScaleConfig(_Part):
@@ -176,7 +204,10 @@ class ScaleConfig(_Part):
     def normalised(self) -> dict[str, Any]:
         """The settings as JSON, every default written out and ``last`` resolved."""
         value = self.model_dump(mode="json")
-        value["two_layer"]["control_checkpoints"] = self.two_layer.control_steps
+        two_layer, named = self.two_layer, value["two_layer"]
+        named["control_checkpoints"] = two_layer.steps(two_layer.control_checkpoints)
+        for key in ("checkpoints", "control_checkpoints"):
+            named["per_token"][key] = two_layer.steps(getattr(two_layer.per_token, key))
         return value
 
 
@@ -346,6 +377,11 @@ def _check_files(scale: ScaleConfig, path: Path, root: Path) -> None:
             f"{path}: two_layer.context: {two_layer.context}; allowed: 2 to {shape.n_ctx}, the "
             f"context of {two_layer.model.folder}"
         )
+    if two_layer.per_token.shards > (parts := len(head_names(shape)) + 1):
+        raise ConfigError(
+            f"{path}: two_layer.per_token.shards: {two_layer.per_token.shards}; allowed: 1 to "
+            f"{parts}, the components of {two_layer.model.folder}"
+        )
     known: list[int] | None = None
     if isinstance(two_layer.model, FolderModelConfig):
         known = available_steps(root / two_layer.model.path)
@@ -373,7 +409,7 @@ def setting(config: dict[str, Any], key: str) -> Any:
 def plan(scale: ScaleConfig, root: Path = Path()) -> str:
     """What a scale fetches and computes, approximately, as text. Needs no network."""
     two_layer, corpus = scale.two_layer, scale.corpus
-    sampler, shape = two_layer.sampler, model_shape(scale.two_layer.model, root)
+    shape = model_shape(scale.two_layer.model, root)
     lines = [f"scale {scale.scale}: results in results/{scale.scale}", "", "downloads"]
     if isinstance(corpus, PackagesCorpusConfig):
         sources = [s for d in package_corpus(corpus, root).domains.values() for s in d.sources]
@@ -399,29 +435,59 @@ def plan(scale: ScaleConfig, root: Path = Path()) -> str:
     else:
         lines.append(f"  no weights: {model.path} is used")
     names = domain_names(corpus, root)
+    probes = len(names) + 1
     parts = len(head_names(shape)) + 1
-    jobs = len(two_layer.checkpoints) + len(two_layer.control_steps)
     replaced = len(probe_positions(two_layer.base_contexts, two_layer.delta_h))
-    contexts = two_layer.base_contexts + (len(names) + 1) * replaced
-    runs = jobs * parts * sampler.chains
-    gradient = runs * sampler.steps * sampler.batch * two_layer.context
-    evaluated = runs * sampler.draws * contexts * two_layer.context
-    work = 2 * parameters(shape) * (3 * gradient + evaluated)
-    lines += [
+    per_token = two_layer.per_token
+    lines += _sampling_plan(
+        "dataset susceptibilities",
+        two_layer.checkpoints,
+        two_layer.steps(two_layer.control_checkpoints),
+        two_layer.sampler,
+        parts,
+        (two_layer.base_contexts, replaced, probes, two_layer.context),
+        parameters(shape),
+    )
+    lines += _sampling_plan(
+        f"per-token susceptibilities, in {per_token.shards} shards",
+        two_layer.steps(per_token.checkpoints),
+        two_layer.steps(per_token.control_checkpoints),
+        per_token.sampler,
+        parts,
+        (two_layer.base_contexts, per_token.contexts, probes, two_layer.context),
+        parameters(shape),
+    )
+    lines += ["", f"probes: {', '.join(names)}, {CONTROL_PROBE}"]
+    return "\n".join(lines)
+
+
+def _sampling_plan(
+    title: str,
+    steps: list[int],
+    controls: list[int],
+    sampler: SamplerConfig,
+    parts: int,
+    sizes: tuple[int, int, int, int],
+    weights: int,
+) -> list[str]:
+    """Lines about one kind of chains; ``sizes``: base contexts, a probe's, probes, context."""
+    base, each, probes, context = sizes
+    contexts = base + probes * each
+    runs = (len(steps) + len(controls)) * parts * sampler.chains
+    gradient = runs * sampler.steps * sampler.batch * context
+    evaluated = runs * sampler.draws * contexts * context
+    work = 2 * weights * (3 * gradient + evaluated)
+    return [
         "",
-        "sampling",
-        f"  {jobs} jobs: {len(two_layer.checkpoints)} checkpoints, "
-        f"{len(two_layer.control_steps)} controls at n_beta = 0",
-        f"  a job: {parts} components (heads and the whole model) x {sampler.chains} chains x "
+        f"sampling, {title}",
+        f"  {len(steps)} checkpoints, {len(controls)} controls at n_beta = 0",
+        f"  each: {parts} components (heads and the whole model) x {sampler.chains} chains x "
         f"{sampler.steps} steps, {sampler.draws} draws kept",
-        f"  a draw: {contexts} contexts of {two_layer.context} tokens "
-        f"({two_layer.base_contexts} base, {replaced} for each of {len(names) + 1} probes)",
+        f"  a draw: {contexts} contexts of {context} tokens ({base} base, {each} for each of "
+        f"{probes} probes)",
         f"  tokens: {gradient:.2e} with gradient, {evaluated:.2e} without; about {work:.1e} "
         "floating-point operations, before what the fast path saves",
-        "",
-        f"probes: {', '.join(names)}, {CONTROL_PROBE}",
     ]
-    return "\n".join(lines)
 
 
 def parameters(shape: AttentionOnlyConfig) -> int:

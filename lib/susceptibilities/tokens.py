@@ -67,6 +67,29 @@ def bos_id(tokenizer: Tokenizer) -> int:
     raise ValueError(f"the tokenizer has no beginning token: expected one of {BOS}, <s>, [BOS]")
 
 
+def token_strings(tokenizer: Tokenizer) -> list[str]:
+    """Text of every token id by itself; bytes that are not UTF-8 alone are written ``\\xNN``.
+
+    Ids without an entry in the vocabulary are empty.
+    """
+    # The alphabet of byte-level BPE: printable bytes stand for themselves, the others for
+    # characters from 256 on, in order (Radford et al. 2019).
+    printable = [*range(33, 127), *range(161, 173), *range(174, 256)]
+    others = [byte for byte in range(256) if byte not in printable]
+    byte_of = {chr(byte): byte for byte in printable}
+    byte_of |= {chr(256 + place): byte for place, byte in enumerate(others)}
+    vocabulary = tokenizer.get_vocab(with_added_tokens=True)
+    added = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
+    strings = [""] * (max(vocabulary.values(), default=-1) + 1)
+    for entry, number in vocabulary.items():
+        if entry in added or not all(character in byte_of for character in entry):
+            strings[number] = entry
+        else:
+            raw = bytes(byte_of[character] for character in entry)
+            strings[number] = raw.decode("utf-8", errors="backslashreplace")
+    return strings
+
+
 def encode(
     tokenizer: Tokenizer, documents: Iterable[Document], batch: int = 256
 ) -> Iterator[list[int]]:
