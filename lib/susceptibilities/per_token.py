@@ -19,6 +19,7 @@ import polars as pl
 import xarray as xr
 from numpy.typing import NDArray
 
+from .cubes import head_of
 from .diagnostics import unhealthy
 from .estimators import FORMS, MIN_CHAINS, susceptibility_parts
 from .jackknife import jackknife_se
@@ -152,7 +153,7 @@ class TokenMoments:
 
     @classmethod
     def of(cls, shards: Iterable[xr.Dataset]) -> TokenMoments:
-        """Put the shards of `token_sampling.sample_tokens` together, in the order given.
+        """Put the shards of `token_sampling.sample_tokens` together: ``full``, then the heads.
 
         Raises:
             ValueError: shards of different runs, a component twice, the unrestricted chains
@@ -168,8 +169,11 @@ class TokenMoments:
                 f"shards must hold every component once, 'full' among them; found {names}"
             )
 
+        order = sorted(range(len(names)), key=lambda i: head_of(names[i]) or (-1, 0))
+        names = tuple(names[i] for i in order)
+
         def joined(name: str) -> Array:
-            return np.concatenate([p[name].values for p in parts])
+            return np.concatenate([p[name].values for p in parts])[order]
 
         # Cov(g, s - g) = Cov(g, s) - Var(g)
         mean_g = joined("mean_g")
