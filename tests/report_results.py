@@ -9,6 +9,7 @@ from typing import Any
 
 import polars as pl
 
+from susceptibilities.render import Highlight, highlight_page, write_table, write_text
 from susceptibilities.store import write_json
 
 SECTION_1 = "baker2025/s4_1_dataset_susceptibilities"
@@ -91,9 +92,12 @@ FIGURES: dict[str, list[dict[str, str]]] = {
     SECTION_2: [
         {"name": "fig6", "caption": "Loadings of the PCs on heads.", "paper_shows": NASTY},
         {"name": "fig13", "caption": "Scree plot of the joint PCA.", "paper_shows": "98 % in 3."},
+        {"name": "table1", "caption": "Totals by head."},
     ],
 }
 NOT_DRAWN = "fig4"
+TABLE = "table1"  # a table and nothing else
+PAGE = "fig16"  # a picture and a page
 
 
 def config(scale: str = "mini", *, hub: bool = False) -> dict[str, Any]:
@@ -160,8 +164,22 @@ def write_results(
         return
     names = [figure["name"] for figures in FIGURES.values() for figure in figures]
     for name in [*names, "structure"]:
-        if name != NOT_DRAWN:
+        if name not in (NOT_DRAWN, TABLE):
             write_png(results / "figures" / f"{name}.png")
+    totals = pl.DataFrame({"head": ["0:0", NASTY], "total": [167995.0, -150179.0]})
+    write_table(results / "tables" / TABLE, totals, {"head": "Head", "total": "Total"}, "Totals")
+    text = {
+        "title": "Three heads",
+        "panels": [
+            {
+                "label": "python",
+                "tokens": [NASTY, "\n"],
+                "tracks": [{"name": "0:0", "limit": 0.5, "values": [None, -0.25]}],
+            }
+        ],
+    }
+    page = highlight_page(Highlight.model_validate(text))
+    write_text(results / "pages" / f"{PAGE}.html", page)
     write_json(
         results / "model" / "model.json",
         {"label": "two-layer-10d", "sha256": {"0": "ab" * 32, "40000": "cd" * 32}},

@@ -18,8 +18,10 @@ from report_results import (
     MEASURED,
     NASTY,
     NOT_DRAWN,
+    PAGE,
     SECTION_1,
     SECTION_2,
+    TABLE,
     config,
     write_experiments,
     write_results,
@@ -28,6 +30,7 @@ from susceptibilities.claims import InputError, load_published
 from susceptibilities.comparison import compare
 from susceptibilities.report import load_config, write_report
 from susceptibilities.report.build import MEANINGS, code_spans, figures_named, png_size
+from susceptibilities.report.embedded import load_fragment
 from susceptibilities.report.numbers import (
     format_measured,
     format_number,
@@ -144,10 +147,78 @@ def test_links_inside_the_page_lead_somewhere(html: Path, page: Page) -> None:
 def test_figures_with_what_the_paper_shows(html: Path, page: Page) -> None:
     names = {f["name"] for figures in FIGURES.values() for f in figures} | {"structure"}
     copied = {path.stem for path in (html.parent / "figures").iterdir()}
-    assert copied == names - {NOT_DRAWN}
+    assert copied == names - {NOT_DRAWN, TABLE}
     assert "layer-1 heads fall apart" in page.text
-    assert f"Not drawn in this run: snakemake -c2 {NOT_DRAWN}" in page.text
+    assert f"Not made in this run: snakemake -c2 {NOT_DRAWN}" in page.text
     assert "4 more: Figure 20 to Figure 23" in page.text
+
+
+def test_tables_are_embedded_and_pages_linked(html: Path, page: Page) -> None:
+    links = [a["href"] for a in page.all("a")]
+    assert links.count(f"tables/{TABLE}.csv") == links.count(f"pages/{PAGE}.html") == 1
+    assert [path.name for path in (html.parent / "tables").iterdir()] == [f"{TABLE}.csv"]
+    assert [path.name for path in (html.parent / "pages").iterdir()] == [f"{PAGE}.html"]
+    # The page's figure is there beside it, and a table alone is not missing a figure.
+    assert (html.parent / "figures" / f"{PAGE}.png").exists()
+    assert f"Not made in this run: snakemake -c2 {TABLE}" not in page.text
+    assert "167995" in page.text and "−150179" in page.text
+    assert "−150179" not in (html.parent / "tables" / f"{TABLE}.csv").read_text()
+
+
+GOOD = "<table><caption>A &lt;b&gt; http://a.b</caption><tr><td>1<br></td></tr></table>"
+
+
+def test_a_table_of_a_section_is_embedded_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "x.html").write_text(GOOD)
+    assert load_fragment(tmp_path / "x.html") == GOOD
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        (GOOD.replace("1", "<script>alert(1)</script>"), "element <script>"),
+        (GOOD.replace("1", "<SCRIPT src=x>"), "element <script>"),
+        (GOOD.replace("1", '<img src="http://evil.example/x.png">'), "element <img>"),
+        (GOOD.replace("1", "<svg/onload=alert(1)>"), "element <svg>"),
+        (GOOD.replace("1", '<a href="https://a.b">x</a>'), "element <a>"),
+        (GOOD.replace("<tr>", "<tr onclick=alert(1)>"), "attribute onclick of <tr>"),
+        (GOOD.replace("<tr>", "<tr ONCLICK=alert(1)>"), "attribute onclick of <tr>"),
+        (GOOD.replace("<tr>", '<tr style="background:url(http://a.b)">'), "attribute style"),
+        (GOOD.replace("<tr>", '<tr id="claims">'), "attribute id"),
+        (GOOD.replace("1", "<!-- x -->"), "a comment"),
+        (GOOD.replace("1", "<![CDATA[x]]>"), "CDATA"),
+        ("<!doctype html>" + GOOD, "doctype"),
+        (GOOD.replace("</td>", "</table></td>"), "</table> without its beginning"),
+        (GOOD.replace("</table>", ""), "<table> is not closed"),
+        (GOOD + GOOD, "<table> outside the table"),
+        (GOOD + "and more", "text outside the table: 'and more'"),
+        ("<p>no table</p>", "element <p>"),
+        ("", "no table"),
+    ],
+)
+def test_a_table_that_could_do_harm_is_refused(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "x.html").write_text(text)
+    with pytest.raises(InputError, match=re.escape(message)) as error:
+        load_fragment(tmp_path / "x.html")
+    assert str(error.value).startswith(f"{tmp_path / 'x.html'}, line 1, column ")
+
+
+def test_a_table_that_is_not_text_is_refused(tmp_path: Path) -> None:
+    (tmp_path / "x.html").write_bytes(b"<table>\xff</table>")
+    with pytest.raises(InputError, match="not UTF-8"):
+        load_fragment(tmp_path / "x.html")
+
+
+def test_a_refused_table_leaves_no_report(tmp_path: Path) -> None:
+    first = report(tmp_path)
+    before = first.read_text()
+    (tmp_path / "results" / "tables" / f"{TABLE}.html").write_text("<script>")
+    settings = load_config(tmp_path / "results", "mini")
+    experiments = tmp_path / "experiments"
+    comparison = compare(tmp_path / "results", experiments, ROOT / "published", settings)
+    with pytest.raises(InputError, match="element <script>"):
+        write_report(tmp_path / "results", experiments, ROOT, settings, comparison)
+    assert first.read_text() == before
 
 
 def test_the_other_sections(page: Page) -> None:

@@ -16,9 +16,11 @@ from pydantic import BaseModel, ConfigDict
 
 from ..claims import InputError, parse, read_yaml, target_of
 from ..comparison import UNDECIDING_SCALES, Comparison, Row
+from ..markup import environment as templates
 from ..store import atomic_path, read_json
 from ..verdicts import VERDICTS
 from . import provenance, tables
+from .embedded import load_fragment
 from .numbers import format_count, format_measured, format_published
 from .traces import HEIGHT, WIDTH, trace_panels
 
@@ -55,7 +57,12 @@ class FigureText(BaseModel):
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure of the page; ``source`` is None where the run has not drawn it."""
+    """An entry of the page: a picture, a table, a page of its own, or more than one of these.
+
+    Attributes:
+        source: the picture; ``table``: a table, to be embedded, and ``csv``: the same as a file;
+            ``page``: an HTML page to link. None where the run has not made it.
+    """
 
     name: str
     title: str
@@ -64,6 +71,15 @@ class Figure:
     source: Path | None
     size: tuple[int, int]
     claims: tuple[Row, ...]
+    table: Markup | None = None
+    csv: Path | None = None
+    page: Path | None = None
+
+    @property
+    def files(self) -> dict[str, Path]:
+        """Folder of the report -> the file that is copied there."""
+        found = {"figures": self.source, "tables": self.csv, "pages": self.page}
+        return {folder: path for folder, path in found.items() if path is not None}
 
 
 @dataclass(frozen=True)
@@ -96,7 +112,7 @@ def load_config(results: Path, scale: str) -> dict[str, Any]:
 def write_report(
     results: Path, experiments: Path, root: Path, config: Mapping[str, Any], comparison: Comparison
 ) -> Path:
-    """Write ``report/index.html`` and ``report/figures/`` below the results.
+    """Write ``report/index.html``, and below it figures/, tables/ and pages/.
 
     Args:
         results: folder of one scale.
@@ -114,12 +130,13 @@ def write_report(
     model_figures = [figure for figure in model_figures if figure.source]
     page = render(results, root, config, comparison, sections, model_figures)
     with atomic_path(results / "report") as folder:
-        (folder / "figures").mkdir(parents=True)
+        folder.mkdir()
         (folder / "index.html").write_text(page, encoding="utf-8")
         drawn = [*model_figures, *(f for s in sections for f in (*s.figures, *s.more))]
         for figure in drawn:
-            if figure.source is not None:
-                shutil.copyfile(figure.source, folder / "figures" / figure.source.name)
+            for kind, path in figure.files.items():
+                (folder / kind).mkdir(exist_ok=True)
+                shutil.copyfile(path, folder / kind / path.name)
     return results / "report" / "index.html"
 
 
@@ -153,19 +170,25 @@ def load_sections(results: Path, experiments: Path, comparison: Comparison) -> l
 
 
 def _figure(results: Path, text: FigureText, claims: tuple[Row, ...]) -> Figure:
-    path = results / "figures" / f"{text.name}.png"
+    def made(folder: str, suffix: str) -> Path | None:
+        path = results / folder / f"{text.name}{suffix}"
+        return path if path.exists() else None
+
     number = re.fullmatch(r"(fig|table)(\d+)", text.name)
     kind = {"fig": "Figure", "table": "Table"}
     title = f"{kind[number[1]]} {number[2]}" if number else text.name.replace("_", " ").capitalize()
-    exists = path.exists()
+    picture, table = made("figures", ".png"), made("tables", ".html")
     return Figure(
-        text.name,
-        title,
-        text.caption,
-        text.paper_shows,
-        path if exists else None,
-        png_size(path) if exists else (0, 0),
-        claims,
+        name=text.name,
+        title=title,
+        caption=text.caption,
+        paper_shows=text.paper_shows,
+        source=picture,
+        size=png_size(picture) if picture else (0, 0),
+        claims=claims,
+        table=load_fragment(table) if table else None,
+        csv=made("tables", ".csv"),
+        page=made("pages", ".html"),
     )
 
 
@@ -278,17 +301,8 @@ def _optional(path: Path) -> dict[str, Any]:
 
 
 def environment() -> jinja2.Environment:
-    """The templates of the package. Everything is escaped; undefined names are errors."""
-    loader = jinja2.PackageLoader("susceptibilities", "templates")
-    result = jinja2.Environment(
-        loader=loader,
-        autoescape=True,
-        undefined=jinja2.StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    # The style sheet and the script are files of this package, not text from data.
-    result.globals["asset"] = lambda name: Markup(loader.get_source(result, name)[0])
+    """The templates of the package, with the filters that the report uses."""
+    result = templates()
     result.filters["code"] = code_spans
     result.filters["published"] = format_published
     result.filters["measured"] = format_measured
