@@ -163,6 +163,6 @@ def write_results(folder: Path, chains: int = 4, noise: float = 0.1, seed: int =
     base = np.random.default_rng(seed).integers(0, 2048, (120, 128)).astype(np.uint16)
     np.save(folder / "tokens" / "base.npy", base)
     write_json(folder / "model" / "model.json", {"label": "two-layer-10d", "steps": STEPS})
-    settings = {"delta_h": 0.1, "sampler": {"n_beta": 30.0}}
+    settings = {"delta_h": 0.1, "sampler": {"n_beta": 30.0, "chains": chains, "draws": 4}}
     write_json(folder / "config.json", {"scale": "mini", "two_layer": settings})
     return folder

@@ -14,6 +14,7 @@ import polars as pl
 from scipy import stats
 
 from susceptibilities.console import run
+from susceptibilities.cost import cost_entry
 from susceptibilities.cubes import CONTROL_PROBE, FORMS, head_of
 from susceptibilities.findings import (
     SENSITIVITY_SCHEMA,
@@ -334,6 +335,13 @@ def main() -> None:
     measured, rows = claims(run, chi.item() if len(chi) else None)
     measured["baker2025.alg1.identity"] = identity_claim(base, settings["delta_h"])
     measured["arditi2026.lemma1"] = lemma1_claim()
+    sampler = settings["sampler"]
+    measured["baker2025.C1.cost"] = cost_entry(
+        (results / "benchmarks").glob("sample_*.tsv"),
+        "hours of all jobs, added up: the chains of every checkpoint and their losses",
+        f"one a checkpoint: all components, {sampler['chains']} chains of {sampler['draws']} kept "
+        f"draws, {len(run.domains) + 1} probes. The device is in the section on provenance.",
+    )
     with atomic_path(folder / "sensitivity.parquet") as path:
         pl.DataFrame(rows, schema=SENSITIVITY_SCHEMA).write_parquet(path)
     write_json(folder / "measured.json", measured)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import csv
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -29,6 +28,7 @@ from token_patterns import CANCELLATION, SPACE_TOP, cancellation, space_top
 from token_totals import PUBLISHED_TOKENS
 
 from susceptibilities.console import run as run_script
+from susceptibilities.cost import cost_entry
 from susceptibilities.cubes import PARTS
 from susceptibilities.estimators import FORMS
 from susceptibilities.findings import NAMES as WORDS
@@ -203,32 +203,14 @@ def claims(run: Run, n_beta: float) -> tuple[dict[str, Any], list[dict[str, Any]
 def cost(results: Path, run: Run) -> dict[str, Any]:
     """Hours that the per-token run of one checkpoint took, from the benchmarks of its jobs."""
     data = run.sides[False].data
-    files = [
-        path
-        for path in sorted((results / "benchmarks").glob(f"per_token_*_{data.step:06d}*.tsv"))
-        if ".control" not in path.name
-    ]
-    seconds = []
-    for path in files:
-        with path.open(encoding="utf-8", newline="") as file:
-            seconds += [float(row["s"]) for row in csv.DictReader(file, delimiter="\t")]
-    statistic = "hours of all jobs of one checkpoint, added up: sampling and estimates"
-    if not seconds:
-        note = "Not measured: the run has no benchmark files of the per-token rules."
-        return {"value": None, "n": 0, "note": note, "statistic": statistic, "bound": ""}
     store = folder_of(results, data.step) / SUSCEPTIBILITY
     device = read_json(store / "zarr.json").get("attributes", {}).get("device", "not recorded")
-    note = (
-        f"{len(seconds)} jobs on {device}: {len(data.components)} components, {data.chains} "
-        f"chains of {data.draws} kept draws, {len(data.tokens)} tokens."
+    return cost_entry(
+        (results / "benchmarks").glob(f"per_token_*_{data.step:06d}*.tsv"),
+        "hours of all jobs of one checkpoint, added up: sampling and estimates",
+        f"on {device}: {len(data.components)} components, {data.chains} chains of {data.draws} "
+        f"kept draws, {len(data.tokens)} tokens.",
     )
-    return {
-        "value": sum(seconds) / 3600,
-        "n": len(seconds),
-        "note": note,
-        "statistic": statistic,
-        "bound": "",
-    }
 
 
 def load_reliability(folder: Path, heads: Sequence[str]) -> dict[str, float]:
