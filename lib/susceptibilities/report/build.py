@@ -25,6 +25,7 @@ from .numbers import format_count, format_measured, format_published
 from .traces import HEIGHT, WIDTH, trace_panels
 
 MAIN_SECTION = "baker2025/s4_1_dataset_susceptibilities"
+PARTS_PAGE = "what_chi_is_made_of"  # linked where the report speaks of it
 SHOWN_FIGURES = 6  # of a section; the others are in a closed list below them
 
 MEANINGS = {
@@ -258,6 +259,9 @@ def render(
             meanings=MEANINGS,
             sections=sections,
             parts=tables.parts_table(main),
+            parts_page=any(
+                f.name == PARTS_PAGE and f.page for s in sections for f in s.figures + s.more
+            ),
             parts_sentence=tables.parts_sentence(main),
             forms=tables.FORMS,
             carried=[
