@@ -6,7 +6,7 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from scipy import stats
 from scipy.optimize import linprog
@@ -74,7 +74,10 @@ def dip_by_definition(values) -> float:
     return best
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
+@example([2, 2, 6, 8, 9, 10])  # hulls with parallel edges
+@example([1, 1, 1, 6, 9, 9, 9, 12])
+@example([0, 4, 6, 7, 9, 11, 12])
 @given(st.lists(st.integers(0, 12), min_size=2, max_size=9))
 def test_dip_is_the_distance_to_the_nearest_unimodal_distribution(values):
     assert dip(values) == pytest.approx(dip_by_definition(values), abs=1e-9)

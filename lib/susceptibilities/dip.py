@@ -61,9 +61,9 @@ def dip(values: ArrayLike) -> float:
         convex, touches_below = _hull(x[low : high + 1], below[low : high + 1], increasing=True)
         concave, touches_above = _hull(x[low : high + 1], above[low : high + 1], increasing=False)
         gap = concave - convex
-        # The gap is widest where one of the hulls bends. It may be as wide all along parallel
-        # edges, where the mode cannot be told to lie on either side.
-        bends = np.union1d(touches_below, touches_above)
+        # The gap is widest where one of the hulls bends; along parallel edges it may be as wide,
+        # but from a point between their ends the interval would not shrink.
+        bends = np.concatenate([touches_below, touches_above])
         widest = int(bends[gap[bends].argmax()])
         if gap[widest] <= found:
             break

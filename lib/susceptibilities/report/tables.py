@@ -204,8 +204,8 @@ def _control_sizes(section: Path) -> Table | None:
             if size(control, form)
         ],
         note="At the checkpoints where the control was run; in brackets the median standard "
-        "error. The control's chains have the same noise and minibatch orders as the sampled ones, so "
-        "the two differ by what the loss does alone; they are no independent repetition. A "
+        "error. The control's chains have the same noise and minibatch orders as the sampled ones: "
+        "the two differ by what the loss does alone, and are no independent repetitions. A "
         "conclusion that the control shares does not come from the loss.",
     )
 
