@@ -187,6 +187,10 @@ def test_the_domain_itself_goes_before_a_stand_in():
     assert place is not None and place.probe == "github" and not place.is_stand_in
     assert str(place_of("github", {"python": domains["python"]})) == "python (for github)"
     assert place_of("arxiv", domains) is None
+    # The paper's second code set has the first in its place, unless there is a nearer one.
+    assert str(place_of("github-all", {"github": {}})) == "github (for github-all)"
+    assert str(place_of("github-all", {"github": {}, "github-all": {}})) == "github-all"
+    assert place_of("github-all", {"arxiv": {}}) is None
 
 
 def test_measured_files_satisfy_the_comparison(tmp_path, monkeypatch):

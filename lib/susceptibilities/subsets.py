@@ -6,6 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+# The paper has two code sets and speaks of both as code from GitHub (Appendix A, 4.5).
+NEAREST = {"github-all": "github"}
+
 
 @dataclass(frozen=True)
 class Place:
@@ -23,7 +26,8 @@ class Place:
 
 
 def place_of(subset: str, domains: Mapping[str, Any]) -> Place | None:
-    """The domain of that name, else the one that declares to stand in for it, else None.
+    """The domain of that name, else the one that declares to stand in for it, else the domain of
+    the nearest subset (`NEAREST`), else None.
 
     Args:
         domains: name -> entry of the corpus manifest, with an optional ``stands_in_for``.
@@ -33,7 +37,8 @@ def place_of(subset: str, domains: Mapping[str, Any]) -> Place | None:
     for name, entry in domains.items():
         if isinstance(entry, Mapping) and entry.get("stands_in_for") == subset:
             return Place(name, subset)
-    return None
+    nearest = NEAREST.get(subset)
+    return Place(nearest, subset) if nearest is not None and nearest in domains else None
 
 
 def absent(subset: str) -> str:
