@@ -29,7 +29,14 @@ from report_results import (
 from susceptibilities.claims import InputError, load_published
 from susceptibilities.comparison import compare
 from susceptibilities.report import load_config, write_report
-from susceptibilities.report.build import MEANINGS, code_spans, figures_named, png_size
+from susceptibilities.report.build import (
+    LONG_NOTE,
+    MEANINGS,
+    code_spans,
+    figures_named,
+    lead,
+    png_size,
+)
 from susceptibilities.report.embedded import load_fragment
 from susceptibilities.report.numbers import (
     format_measured,
@@ -446,3 +453,16 @@ def test_format_seconds(seconds: float, text: str) -> None:
 def test_the_measurements_of_the_fixture_are_real_claims() -> None:
     claims = load_published(ROOT / "published").claims()
     assert {claim for entries in MEASURED.values() for claim in entries} <= set(claims)
+
+
+def test_a_long_note_is_folded_and_its_cautions_stay_in_sight() -> None:
+    short = "Measured on python. Parts: covariance 0.1."
+    assert lead(short) == short
+    caution = "Caution: reliability of chi between halves of the chains is 0.12, below 0.5."
+    other = "Caution: the n_beta = 0 control, sampled without any loss, meets the same conditions."
+    words = "One of many things that were measured. " * 9
+    assert lead(f"The first, 0.5 ± 0.1. {words}{caution} {other} {words}") == (
+        f"The first, 0.5 ± 0.1. {caution} {other}"
+    )
+    long = lead("word " * 100)
+    assert long.endswith(" …") and len(long) < LONG_NOTE

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import shutil
 import struct
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +27,7 @@ from .traces import HEIGHT, WIDTH, trace_panels
 
 MAIN_SECTION = "baker2025/s4_1_dataset_susceptibilities"
 PARTS_PAGE = "what_chi_is_made_of"  # linked where the report speaks of it
+LONG_NOTE = 260  # characters; a longer note of the comparison is folded
 SHOWN_FIGURES = 6  # of a section; the others are in a closed list below them
 
 MEANINGS = {
@@ -308,6 +310,7 @@ def environment() -> jinja2.Environment:
     """The templates of the package, with the filters that the report uses."""
     result = templates()
     result.filters["code"] = code_spans
+    result.filters["lead"] = lead
     result.filters["published"] = format_published
     result.filters["measured"] = format_measured
     result.filters["count"] = format_count
@@ -317,3 +320,16 @@ def environment() -> jinja2.Environment:
 def code_spans(text: str) -> Markup:
     """Escape the text and set what stands between backticks as code."""
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def lead(note: str) -> str:
+    """What a reader sees of a note before opening it: its beginning, and every caution in it.
+
+    The same as the note where that is short.
+    """
+    if len(note) <= LONG_NOTE:
+        return note
+    sentences = re.split(r"(?<=[.:!?])\s+(?=[A-Z])", note)
+    first = textwrap.shorten(sentences[0], LONG_NOTE // 2, placeholder=" …")
+    cautions = re.findall(r"Caution: [^.]*(?:\.\d[^.]*)*\.", note)
+    return " ".join(dict.fromkeys([first, *cautions]))
