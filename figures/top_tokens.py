@@ -12,7 +12,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
-from matplotlib.ticker import FixedLocator, LogLocator, NullLocator
+from matplotlib.ticker import FixedLocator, LogLocator, MaxNLocator, NullLocator
 
 from common import (
     FORM_TITLES,
@@ -370,6 +370,7 @@ def draw_polarity(tables: Tables, run: Run, form: str = "chi") -> Figure:
         low, high = ax.get_xlim()
         reach = max(abs(low), abs(high))
         ax.set_xlim(-reach, reach)
+        ax.xaxis.set_major_locator(MaxNLocator(2, symmetric=True))  # the panels are narrow
         for category, place in places.items():
             if sign := claimed[category]:
                 ax.axhspan(
