@@ -21,9 +21,9 @@ from susceptibilities.bimodality import (
     halves,
     holm,
     power,
-    pseudo_values,
 )
 from susceptibilities.dip import SMALLEST, dip, p_value, simulate
+from susceptibilities.jackknife import pseudo_values
 from susceptibilities.mixture import two_modes
 
 

@@ -20,6 +20,7 @@ from per_token_results import planted
 from susceptibilities.categories import CATEGORIES, KINDS, category_table
 from susceptibilities.claims import load_declared, load_measured, load_published
 from susceptibilities.findings import SENSITIVITY_SCHEMA
+from susceptibilities.jackknife import pseudo_values
 from susceptibilities.per_token import folder_of, load_per_token
 from susceptibilities.response_matrix import (
     match,
@@ -64,7 +65,6 @@ from response_ends import enrichment, tail_masks  # noqa: E402
 from response_reliability import (  # noqa: E402
     chain_reliability,
     spearman_brown,
-    split_estimates,
     times_to,
 )
 
@@ -177,7 +177,7 @@ def test_reliability_of_one_chain_and_its_extrapolation():
     signal, noise = rng.normal(size=(2, 8000)), 2.0
     chains = signal + noise * rng.normal(size=(6, 2, 8000))
     value, replicates = jackknifed(chains)
-    single = split_estimates(value, replicates)
+    single = pseudo_values(value, replicates)
     np.testing.assert_allclose(single, chains, atol=1e-9)
     found, errors = chain_reliability(single, np.arange(8000) % 10)
     true = 1 / (1 + noise**2)

@@ -15,6 +15,7 @@ import pytest
 from per_token_results import GROWTH, planted
 from susceptibilities.claims import Measured, load_declared, load_measured, load_published
 from susceptibilities.highlight import load_highlight
+from susceptibilities.jackknife import pseudo_values
 from susceptibilities.per_token import folder_of, load_per_token
 from susceptibilities.store import read_json, write_json
 from susceptibilities.token_errors import measure_array
@@ -124,10 +125,10 @@ def test_signal_variance_leaves_out_the_noise_of_the_chains():
     assert scaled == pytest.approx(expected)
 
 
-def test_chain_values_of_a_mean_are_the_chains():
+def test_pseudo_values_of_a_mean_are_the_chains():
     chains = np.random.default_rng(0).normal(size=(5, 7))
     left_out = np.stack([np.delete(chains, c, 0).mean(0) for c in range(5)])
-    np.testing.assert_allclose(statistics.chain_values(chains.mean(0), left_out), chains)
+    np.testing.assert_allclose(pseudo_values(chains.mean(0), left_out), chains)
 
 
 def test_two_chains_give_a_value_and_no_error():

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from .dip import dip, p_value
+from .jackknife import pseudo_values
 from .mixture import Array, Mask, Modes, fit_modes
 
 # Counts in this many equal parts of the sample say how alike the values of one context are.
@@ -167,13 +168,6 @@ class Halves:
                 other = per_chain[self.groups[way, 1 - half]].mean(0)
                 found.append(other[upper].mean() - other[~upper].mean())
         return float(np.mean(found)) if found else 0.0
-
-
-def pseudo_values(values: Array, replicates: Array) -> Array:
-    """What each chain contributes, C x - (C - 1) x_c, (chain, n): their mean over a set of chains
-    estimates the value from these alone (exact for a mean over chains, else first order)."""
-    chains = len(replicates)
-    return chains * values - (chains - 1) * replicates
 
 
 def halves(values: Array, replicates: Array, modes: Modes) -> Halves:

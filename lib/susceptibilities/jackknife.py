@@ -33,6 +33,19 @@ def jackknife_se(replicates: Array) -> Array:
     return np.sqrt((count - 1) / count * np.square(replicates - replicates.mean(0)).sum(0))
 
 
+def pseudo_values(estimate: Array, replicates: Array) -> Array:
+    """What each chain gives by itself, C x - (C - 1) x_c, (C, ...).
+
+    The mean over a set of chains estimates the value from these alone: exactly for a mean over
+    chains, to first order for the products of means that chi is made of.
+
+    Args:
+        estimate: (...); ``replicates``: (C, ...), replicate c without chain c.
+    """
+    chains = len(replicates)
+    return chains * estimate - (chains - 1) * np.asarray(replicates, dtype=np.float64)
+
+
 @dataclass(frozen=True)
 class Estimate:
     """A value with its standard error and the degrees of freedom of that error."""
@@ -103,10 +116,9 @@ def permutation_p(a: Array, b: Array) -> float:
 def split_reliability(estimate: Array, replicates: Array) -> tuple[float, float]:
     """Correlation of the estimates from disjoint halves of the chains.
 
-    The estimate of a set of chains is the mean of their jackknife pseudo-values,
-    C x - (C-1) x_c: exact for a mean over chains, first order for products of means.
-    Correlations are taken over (probe, head) at each step, averaged over steps and over all
-    ways to halve the chains. No Spearman-Brown correction: it is the reliability of one half.
+    The estimate of a set of chains is the mean of their `pseudo_values`. Correlations are taken
+    over (probe, head) at each step, averaged over steps and over all ways to halve the chains.
+    No Spearman-Brown correction: it is the reliability of one half.
 
     Args:
         estimate: (probe, step, head).
@@ -116,7 +128,7 @@ def split_reliability(estimate: Array, replicates: Array) -> tuple[float, float]
         Reliability and its standard error (a jackknife over probes).
     """
     chains = len(replicates)
-    pseudo = chains * estimate - (chains - 1) * replicates
+    pseudo = pseudo_values(estimate, replicates)
 
     def mean_correlation(values: Array) -> float:
         found = []

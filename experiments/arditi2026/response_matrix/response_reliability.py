@@ -16,25 +16,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from susceptibilities.cubes import head_of
-from susceptibilities.jackknife import Array, Estimate
+from susceptibilities.jackknife import Array, Estimate, pseudo_values
 from susceptibilities.response_matrix import REMAINDER, RESPONSE_FORMS, Mask, Response
 
 HALF = 0.5
-
-
-def split_estimates(values: Array, replicates: Array) -> Array:
-    """An estimate from each single chain: the jackknife pseudo-value C x - (C-1) x_c.
-
-    Exact for a mean over chains, first order for a product of means.
-
-    Args:
-        values: (...); replicates: (chain, ...).
-
-    Returns:
-        (chain, ...).
-    """
-    chains = len(replicates)
-    return chains * values - (chains - 1) * np.asarray(replicates, dtype=np.float64)
 
 
 def chain_reliability(single: Array, blocks: NDArray[np.int64]) -> tuple[Array, Array]:
@@ -116,7 +101,7 @@ def reliability_tables(
     for group, places in groups_of(response.heads).items():
         names = [response.heads[i] for i in places]
         for form in RESPONSE_FORMS:
-            single = split_estimates(
+            single = pseudo_values(
                 response.value[form][places], response.replicates[form][:, places]
             )
             values, errors = chain_reliability(single, response.blocks)

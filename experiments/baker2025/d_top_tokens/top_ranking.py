@@ -17,7 +17,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from susceptibilities.jackknife import Array
+from susceptibilities.jackknife import Array, pseudo_values
 from susceptibilities.per_token import PerToken, load_per_token
 from susceptibilities.store import read_json
 from susceptibilities.subsets import Place, place_of
@@ -152,9 +152,7 @@ def distinct(tokens: Sequence[int], count: int = DISTINCT) -> list[int]:
 def halves(values: Array, replicates: Array) -> Iterator[tuple[Array, Array]]:
     """Estimates from disjoint halves of the chains, for up to `MAX_SPLITS` ways to halve them.
 
-    The estimate of a set of chains is the mean of their jackknife pseudo-values,
-    C x - (C-1) x_c: exact for means over chains, first order in the products of means that chi
-    is made of.
+    The estimate of a set of chains is the mean of their `jackknife.pseudo_values`.
 
     Args:
         values: (..., token); ``replicates``: (chain, ..., token).
@@ -169,7 +167,7 @@ def halves(values: Array, replicates: Array) -> Iterator[tuple[Array, Array]]:
         if chains % 2 or 0 in chosen
     ]
     step = max(1, -(-len(splits) // MAX_SPLITS))
-    pseudo = chains * values - (chains - 1) * replicates
+    pseudo = pseudo_values(values, replicates)
     for chosen in splits[::step]:
         rest = [c for c in range(chains) if c not in chosen]
         yield pseudo[list(chosen)].mean(0), pseudo[rest].mean(0)

@@ -19,7 +19,6 @@ import polars as pl
 from length_curves import FOLDER, head_values, heads_of, sources
 from length_statistics import (
     Layout,
-    chain_values,
     clean_variances,
     measure_signal,
     plain_variances,
@@ -37,7 +36,15 @@ from susceptibilities.findings import (
     guards,
     sensitivity_rows,
 )
-from susceptibilities.jackknife import Array, Condition, Estimate, decide, met, permutation_p
+from susceptibilities.jackknife import (
+    Array,
+    Condition,
+    Estimate,
+    decide,
+    met,
+    permutation_p,
+    pseudo_values,
+)
 from susceptibilities.per_token import PerToken
 from susceptibilities.store import atomic_path, write_json
 from susceptibilities.token_errors import context_blocks, measure_array
@@ -157,7 +164,7 @@ def variance(data: Data, form: str, corrected: bool = True) -> Finding:
     # The noise stays in the unit, so that nothing is ever divided by almost nothing.
     unit = float(variances.mean())
     if corrected:
-        variances = clean_variances(layout, chain_values(values, replicates), everything)
+        variances = clean_variances(layout, pseudo_values(values, replicates), everything)
     chosen = compared(variances, groups)
 
     def difference(variances: Array) -> Array:
@@ -194,7 +201,7 @@ def scale_note(data: Data) -> str:
     """How far the variance of chi is that of the rank-one part, head by head (values alone)."""
     everything = np.ones(len(data.tokens.tokens), dtype=bool)
     chi, shared = (
-        clean_variances(data.layout, chain_values(*head_values(data.tokens, form)), everything)
+        clean_variances(data.layout, pseudo_values(*head_values(data.tokens, form)), everything)
         for form in ("chi", "rank_one")
     )
     ratio = chi / shared

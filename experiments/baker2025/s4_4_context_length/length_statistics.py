@@ -14,7 +14,7 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from susceptibilities.jackknife import Array
+from susceptibilities.jackknife import Array, pseudo_values
 from susceptibilities.token_errors import Statistic, measure_array
 from susceptibilities.tokens import CONTROL_PROBE
 
@@ -151,16 +151,6 @@ def rises(layout: Layout, values: Array, keep: Mask, how: str) -> Array:
     return means @ weights / unit
 
 
-def chain_values(values: Array, replicates: Array) -> Array:
-    """One estimate a chain: the jackknife's pseudo-values C x - (C - 1) x_c, (chain, ...).
-
-    Their mean is the estimate from all chains and their noise is independent: exactly for a mean
-    over chains, to first order for products of means such as the rank-one part.
-    """
-    count = len(replicates)
-    return count * values - (count - 1) * replicates
-
-
 def signal_product(by_chain: Array, products: Array) -> Array:
     """Mean over pairs of different chains of a product of what they give.
 
@@ -238,7 +228,7 @@ def measure_signal(
     Returns:
         Value and standard error. With two chains the error is NaN: without one there is no pair.
     """
-    chains = chain_values(values, replicates)
+    chains = pseudo_values(values, replicates)
     if len(chains) > 2:
         # One at a time: all at once would be the square of the number of chains in memory.
         return measure_array(statistic, chains, without_one(chains), blocks)  # type: ignore[arg-type]

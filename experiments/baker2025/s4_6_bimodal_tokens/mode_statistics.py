@@ -16,10 +16,9 @@ from susceptibilities.bimodality import (
     auc,
     dip_test,
     halves,
-    pseudo_values,
 )
 from susceptibilities.cubes import FORMS, PARTS
-from susceptibilities.jackknife import Estimate, jackknife_se
+from susceptibilities.jackknife import Estimate, jackknife_se, pseudo_values
 from susceptibilities.mixture import Modes, two_modes
 from susceptibilities.per_token import PerToken
 from susceptibilities.token_errors import measure, measure_array
