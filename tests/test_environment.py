@@ -47,7 +47,8 @@ def test_constraints_are_exact_and_within_bounds() -> None:
     optional = project()["optional-dependencies"].values()
     for text in (*project()["dependencies"], *(t for extra in optional for t in extra)):
         requirement = Requirement(text)
-        if requirement.name != "susceptibilities":
+        # A peer of the benchmarks is pinned by its extra; the tests' environment has none.
+        if requirement.name not in ("susceptibilities", "devinterp"):
             version = pinned[normal(requirement.name)]
             assert requirement.specifier.contains(version), f"{text} does not allow {version}"
 

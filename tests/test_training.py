@@ -19,7 +19,13 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from safetensors.torch import load_file
 
-from susceptibilities.models.attention_only import AttentionOnly, AttentionOnlyConfig
+from susceptibilities.models import (
+    AttentionOnly,
+    AttentionOnlyConfig,
+    GPTNeoX,
+    GPTNeoXConfig,
+    Shape,
+)
 from susceptibilities.models.loading import available_steps, checkpoint_path
 from susceptibilities.store import read_json
 from susceptibilities.training import (
@@ -42,6 +48,8 @@ SETTINGS = TrainingConfig(
     save_every=10,
     seed=3,
 )
+NEOX = GPTNeoXConfig(n_layers=2, n_heads=2, d_model=8, n_ctx=8, d_vocab=16, rotary_pct=0.5)
+NEOX_SETTINGS = SETTINGS.model_copy(update={"sinusoidal_start": False})
 CPU = torch.device("cpu")
 
 
@@ -63,10 +71,14 @@ def contexts(rows: int, seed: int = 0) -> np.ndarray:
 
 
 def run(
-    folder: Path, settings: TrainingConfig = SETTINGS, rows: int = 30, seed: int = 0
+    folder: Path,
+    settings: TrainingConfig = SETTINGS,
+    rows: int = 30,
+    seed: int = 0,
+    shape: Shape = SHAPE,
 ) -> list[str]:
     messages: list[str] = []
-    train(SHAPE, settings, contexts(rows, seed), contexts(8, 9), folder, CPU, messages.append)
+    train(shape, settings, contexts(rows, seed), contexts(8, 9), folder, CPU, messages.append)
     return messages
 
 
@@ -139,11 +151,8 @@ def test_kill_9_and_again_gives_the_same_bytes(tmp_path: Path) -> None:
     assert files(killed) == files(whole)
 
 
-@pytest.mark.parametrize("stop", [1, 10, 11, 24, 59])
-def test_stopped_at_any_step_gives_the_same_bytes(tmp_path: Path, stop: int) -> None:
-    """As above in one process: the data end the run by raising at step ``stop``."""
-    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-    run(whole)
+def ending(stop: int) -> np.ndarray:
+    """The contexts of a run, which end it by raising at step ``stop``."""
 
     class Ending(np.ndarray):
         reads = 0
@@ -154,12 +163,43 @@ def test_stopped_at_any_step_gives_the_same_bytes(tmp_path: Path, stop: int) -> 
                 raise KeyboardInterrupt
             return np.asarray(super().__getitem__(rows))
 
+    return contexts(30).view(Ending)
+
+
+@pytest.mark.parametrize("stop", [1, 10, 11, 24, 59])
+def test_stopped_at_any_step_gives_the_same_bytes(tmp_path: Path, stop: int) -> None:
+    """As above in one process."""
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    run(whole)
+
     with pytest.raises(KeyboardInterrupt):
-        train(
-            SHAPE, SETTINGS, contexts(30).view(Ending), contexts(8, 9), stopped, CPU, lambda _: None
-        )
+        train(SHAPE, SETTINGS, ending(stop), contexts(8, 9), stopped, CPU, lambda _: None)
     run(stopped)
     assert files(stopped) == files(whole)
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_gpt_neox_learns_and_goes_on_with_the_same_bytes(tmp_path: Path, precision: str) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    settings = NEOX_SETTINGS.model_copy(update={"precision": precision})
+    run(whole, settings, shape=NEOX)
+    losses = {e["step"]: e["held_out_loss"] for e in log(whole) if "held_out_loss" in e}
+    assert losses[0] > 2.5
+    assert losses[60] < 1.8
+    model = GPTNeoX(NEOX)
+    model.load_state_dict(load_file(checkpoint_path(whole, 60)))
+    assert mean_loss(model, torch.from_numpy(contexts(8, 9).astype(np.int64))) == losses[60]
+    with pytest.raises(KeyboardInterrupt):
+        train(NEOX, settings, ending(24), contexts(8, 9), stopped, CPU, lambda _: None)
+    run(stopped, settings, shape=NEOX)
+    assert files(stopped) == files(whole)
+    assert read_json(whole / "run.json")["shape"]["kind"] == "gpt_neox"
+
+
+def test_rotary_positions_do_not_start_from_sinusoids(tmp_path: Path) -> None:
+    with pytest.raises(ValueError, match="sinusoidal_start must be false"):
+        run(tmp_path, SETTINGS, shape=NEOX)
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_finished_run_is_left_alone(tmp_path: Path) -> None:

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from pydantic import TypeAdapter
 
 from susceptibilities.console import Progress, run
 from susceptibilities.contexts import CorpusContexts
 from susceptibilities.corpora.documents import TRAINING, read_checked
-from susceptibilities.models.attention_only import AttentionOnlyConfig
 from susceptibilities.models.loading import (
     ModelError,
     ModelFolder,
@@ -21,11 +21,13 @@ from susceptibilities.models.loading import (
     load_checkpoint,
     load_config,
 )
+from susceptibilities.models.shapes import Shape
 from susceptibilities.store import atomic_path, file_sha256, read_json, write_json
 from susceptibilities.tokens import in_split, load_tokenizer, train_tokenizer
 from susceptibilities.training import TrainingConfig, train
 
 _HELD_OUT = 64
+_SHAPE: TypeAdapter[Shape] = TypeAdapter(Shape)
 
 
 def fetch(spec: dict[str, Any], steps: list[int], folder: Path, report: Progress) -> None:
@@ -34,7 +36,7 @@ def fetch(spec: dict[str, Any], steps: list[int], folder: Path, report: Progress
     if set(steps) <= set(have) and load_config(folder).source.get("hub") == spec["repo"]:
         report(f"{folder}: already fetched")
         return
-    shape = AttentionOnlyConfig.model_validate(spec["shape"])
+    shape = _SHAPE.validate_python(spec["shape"])
     # A run with other checkpoints keeps those that another scale needs.
     wanted = sorted({*steps, *have})
     fetch_hub_model(spec["repo"], spec["tokenizer"], shape, wanted, folder, report=report)
@@ -42,7 +44,7 @@ def fetch(spec: dict[str, Any], steps: list[int], folder: Path, report: Progress
 
 def train_here(spec: dict[str, Any], corpus: Path, folder: Path, report: Progress) -> None:
     """Train tokenizer and model on the corpus's training split; an interrupted run goes on."""
-    shape = AttentionOnlyConfig.model_validate(spec["shape"])
+    shape = _SHAPE.validate_python(spec["shape"])
     settings = TrainingConfig.model_validate(spec["training"])
     identity = {**spec, "corpus": file_sha256(corpus / "manifest.json")}
     done, vocabulary = folder / "training.json", folder / "tokenizer.json"

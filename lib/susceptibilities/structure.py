@@ -18,7 +18,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .models.attention_only import AttentionOnly, token_losses
+from .models.transformer import Transformer, token_losses
 from .tokens import Contexts
 
 Role = Literal["previous-token", "induction", "current-token", "multigram"]
@@ -71,7 +71,7 @@ def repeated_sequences(text: Contexts, count: int, seed: int) -> Int[Tensor, "se
 
 
 def diagonal_attention(
-    model: AttentionOnly,
+    model: Transformer,
     tokens: Int[Tensor, "sequence position"],
     distances: Sequence[int],
     start: int,
@@ -100,7 +100,7 @@ def _mean_and_error(
 
 
 def head_scores(
-    model: AttentionOnly,
+    model: Transformer,
     text: Int[Tensor, "context position"],
     repeats: Int[Tensor, "sequence position"],
 ) -> Scores:
@@ -118,7 +118,7 @@ def head_scores(
 
 
 def repeat_losses(
-    model: AttentionOnly, repeats: Int[Tensor, "sequence position"], block: int = 16
+    model: Transformer, repeats: Int[Tensor, "sequence position"], block: int = 16
 ) -> tuple[Float[np.ndarray, " position-1"], Float[np.ndarray, " position-1"]]:
     """Mean loss of the token at every position from 1 on, and its standard error."""
     parts = []

@@ -1,4 +1,4 @@
-"""Training of the attention-only model: AdamW, resumable to the bit, no pickles."""
+"""Training of the models: AdamW, resumable to the bit, no pickles."""
 
 from __future__ import annotations
 
@@ -27,8 +27,9 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from .models.attention_only import AttentionOnly, AttentionOnlyConfig
 from .models.loading import available_steps, save_checkpoint
+from .models.shapes import Shape, new_model
+from .models.transformer import Transformer
 from .store import atomic_path, fingerprint, read_json, write_json
 from .tokens import Contexts
 
@@ -92,7 +93,7 @@ def batch_rows(step: int, batch: int, rows: int, seed: int) -> np.ndarray:
     return order[place * batch : (place + 1) * batch]
 
 
-def mean_loss(model: AttentionOnly, contexts: Tensor, batch: int = 64) -> float:
+def mean_loss(model: Transformer, contexts: Tensor, batch: int = 64) -> float:
     """Mean loss per token over ``contexts`` (row, position), without gradients."""
     total = 0.0
     with torch.inference_mode():
@@ -107,7 +108,7 @@ class _Run:
 
     def __init__(
         self,
-        shape: AttentionOnlyConfig,
+        shape: Shape,
         settings: TrainingConfig,
         identity: str,
         folder: Path,
@@ -115,7 +116,7 @@ class _Run:
     ) -> None:
         self.identity, self.device = identity, device
         self.state_path = folder / "state.safetensors"
-        self.model = AttentionOnly(shape)
+        self.model = new_model(shape)
         generator = torch.Generator().manual_seed(settings.seed)
         self.model.initialise(generator, settings.sinusoidal_start)
         self.model.to(device)
@@ -171,7 +172,7 @@ def _refuse_other(found: str, expected: str, folder: Path) -> None:
         )
 
 
-def _check_data(shape: AttentionOnlyConfig, batch: int, contexts: Contexts) -> None:
+def _check_data(shape: Shape, batch: int, contexts: Contexts) -> None:
     if len(contexts) < batch:
         raise ValueError(f"a batch takes {batch} contexts, the training text has {len(contexts)}")
     if contexts.shape[1] > shape.n_ctx:
@@ -184,7 +185,7 @@ def _check_data(shape: AttentionOnlyConfig, batch: int, contexts: Contexts) -> N
 
 
 def train(
-    shape: AttentionOnlyConfig,
+    shape: Shape,
     settings: TrainingConfig,
     contexts: Contexts,
     held_out: Contexts,
@@ -235,8 +236,9 @@ def train(
 
     def loss_of(tokens: Tensor) -> Tensor:
         with torch.autocast(device.type, torch.bfloat16, enabled=settings.precision == "bfloat16"):
-            final = model.ln_final(model.residual(tokens))
-            logits = F.linear(final[:, :-1], model.unembed.W_U.T, model.unembed.b_U)
+            final = model.final(model.residual(tokens))
+            weight, bias = model.unembedding()
+            logits = F.linear(final[:, :-1], weight.T, bias)
         return F.cross_entropy(logits.flatten(0, 1).float(), tokens[:, 1:].flatten())
 
     step_loss = torch.compile(loss_of) if settings.compile else loss_of

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,29 +16,50 @@ from safetensors.torch import load_file, save_file
 from susceptibilities.models import (
     AttentionOnly,
     AttentionOnlyConfig,
+    GPTNeoX,
+    GPTNeoXConfig,
     ModelError,
     ModelFolder,
+    Shape,
     available_steps,
     fetch_hub_model,
     load_checkpoint,
     load_config,
     loading,
+    new_model,
     save_model_folder,
 )
 
 SHAPE = AttentionOnlyConfig(n_layers=2, n_heads=2, d_model=8, d_head=4, n_ctx=6, d_vocab=11)
 TOKENS = torch.tensor([[0, 3, 5, 7, 2, 10]])
 REPO, TOKENIZER = "someone/two-layer", "someone/tokenizer"
+NEOX = GPTNeoXConfig(n_layers=2, n_heads=2, d_model=8, n_ctx=6, d_vocab=11, rotary_pct=0.5)
+PYTHIA_REPO = "someone/pythia-tiny"
+NEOX_CONFIG = {
+    "hidden_act": "gelu",
+    "hidden_size": 8,
+    "intermediate_size": 32,
+    "layer_norm_eps": 1e-05,
+    "max_position_embeddings": 6,
+    "model_type": "gpt_neox",
+    "num_attention_heads": 2,
+    "num_hidden_layers": 2,
+    "rotary_emb_base": 10000,
+    "rotary_pct": 0.5,
+    "tie_word_embeddings": False,
+    "use_parallel_residual": True,
+    "vocab_size": 11,
+}
 
 
-def weights(seed: int, shape: AttentionOnlyConfig = SHAPE) -> dict[str, torch.Tensor]:
-    model = AttentionOnly(shape)
-    model.initialise(torch.Generator().manual_seed(seed), sinusoids=True)
+def weights(seed: int, shape: Shape = SHAPE) -> dict[str, torch.Tensor]:
+    model = new_model(shape)
+    model.initialise(torch.Generator().manual_seed(seed), sinusoids=shape.kind == "attention_only")
     return dict(model.state_dict())
 
 
-def logits(state: dict[str, torch.Tensor]) -> torch.Tensor:
-    model = AttentionOnly(SHAPE)
+def logits(state: dict[str, torch.Tensor], shape: Shape = SHAPE) -> torch.Tensor:
+    model = new_model(shape)
     model.load_state_dict(state)
     return model(TOKENS).detach()
 
@@ -64,6 +86,30 @@ def test_round_trip(folder: Path) -> None:
     for name, value in model.state_dict().items():
         assert torch.equal(value, weights(1700)[name]), name
     torch.testing.assert_close(model(TOKENS), logits(weights(1700)))
+
+
+def test_a_folder_of_gpt_neox(tmp_path: Path) -> None:
+    (tmp_path / "tokenizer.json").write_text("{}")
+    config = ModelFolder(label="tiny", shape=NEOX)
+    state = weights(3, NEOX)
+    save_model_folder(tmp_path / "model", config, tmp_path / "tokenizer.json", [(7, state)])
+    assert load_config(tmp_path / "model") == config
+    assert json.loads((tmp_path / "model/config.json").read_text())["shape"]["kind"] == "gpt_neox"
+    model = load_checkpoint(tmp_path / "model", 7)
+    assert isinstance(model, GPTNeoX)
+    assert not model.training
+    torch.testing.assert_close(model(TOKENS), logits(state, NEOX))
+
+
+def test_a_shape_without_a_kind_is_attention_only(folder: Path) -> None:
+    described = json.loads((folder / "config.json").read_text())
+    assert described["shape"].pop("kind") == "attention_only"
+    (folder / "config.json").write_text(json.dumps(described))
+    assert isinstance(load_checkpoint(folder, 0), AttentionOnly)
+    described["shape"]["kind"] = "recurrent"
+    (folder / "config.json").write_text(json.dumps(described))
+    with pytest.raises(ModelError, match="'attention_only', 'gpt_neox'"):
+        load_checkpoint(folder, 0)
 
 
 @pytest.mark.parametrize("stored", [torch.float16, torch.bfloat16])
@@ -177,9 +223,12 @@ def hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
             raise pretended.failure
         if not (root / repo).exists():
             raise errors.RepositoryNotFoundError("401", response=response(401))
-        if not (root / repo / name).exists():
+        if repo == PYTHIA_REPO and not (root / repo / revision).exists():
+            raise errors.RevisionNotFoundError("404", response=response(404))
+        path = root / repo / (revision if repo == PYTHIA_REPO else "") / name
+        if not path.exists():
             raise errors.EntryNotFoundError("404")
-        return str(root / repo / name)
+        return str(path)
 
     monkeypatch.setattr(loading, "hf_hub_download", download)
     (root / TOKENIZER).mkdir(parents=True)
@@ -221,6 +270,112 @@ def test_published_checkpoints_by_step(hub: SimpleNamespace, tmp_path: Path) -> 
     assert load_config(out).label == REPO
     torch.testing.assert_close(load_checkpoint(out, 1700)(TOKENS), logits(weights(1700)))
     assert not list(out.rglob("*.pth"))
+
+
+def neox_state(step: int) -> dict[str, torch.Tensor]:
+    """As published: half precision, with constants of the attention code among the weights."""
+    state = {name: value.half() for name, value in weights(step, NEOX).items()}
+    for layer in range(NEOX.n_layers):
+        prefix = f"gpt_neox.layers.{layer}.attention"
+        state[f"{prefix}.bias"] = torch.ones(1, 1, 6, 6, dtype=torch.bool).tril()
+        state[f"{prefix}.masked_bias"] = torch.tensor(-1e9)
+        state[f"{prefix}.rotary_emb.inv_freq"] = torch.ones(1)
+    return state
+
+
+def put_neox(hub: SimpleNamespace, step: int, kind: str) -> Path:
+    """Publish a step as one file, or as two with an index; returns the revision's folder."""
+    folder = hub.root / PYTHIA_REPO / f"step{step}"
+    for revision in (folder, hub.root / PYTHIA_REPO / "main"):
+        revision.mkdir(parents=True, exist_ok=True)
+        (revision / "config.json").write_text(json.dumps(NEOX_CONFIG))
+    write, suffix = (torch.save, "bin") if "bin" in kind else (save_file, "safetensors")
+    stem = "pytorch_model" if "bin" in kind else "model"
+    names = list(state := neox_state(step))
+    if not kind.startswith("sharded"):
+        write(state, folder / f"{stem}.{suffix}")
+        return folder
+    shards = {f"{stem}-{i}-of-2.{suffix}": names[i::2] for i in (0, 1)}
+    for shard, members in shards.items():
+        write({name: state[name] for name in members}, folder / shard)
+    places = {name: shard for shard, members in shards.items() for name in members}
+    (folder / f"{stem}.{suffix}.index.json").write_text(json.dumps({"weight_map": places}))
+    return folder
+
+
+def fetch_neox(tmp_path: Path, steps: tuple[int, ...], shape: GPTNeoXConfig = NEOX) -> Path:
+    out = tmp_path / "fetched"
+    fetch_hub_model(PYTHIA_REPO, TOKENIZER, shape, steps, out, report=lambda _: None)
+    return out
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "bin", "sharded safetensors", "sharded bin"])
+def test_pythia_by_step(hub: SimpleNamespace, tmp_path: Path, kind: str) -> None:
+    for step in (0, 512):
+        put_neox(hub, step, kind)
+    out = fetch_neox(tmp_path, (0, 512))
+    assert available_steps(out) == [0, 512]
+    assert load_config(out) == ModelFolder(
+        label=PYTHIA_REPO,
+        shape=NEOX,
+        source={"hub": PYTHIA_REPO, "revision": "main", "tokenizer": TOKENIZER},
+    )
+    stored = load_file(loading.checkpoint_path(out, 512))
+    expected = {k: v.half() for k, v in weights(512, NEOX).items()}
+    assert stored.keys() == expected.keys()
+    assert all(torch.equal(stored[name], expected[name]) for name in expected)
+    model = load_checkpoint(out, 512)
+    wide = {name: value.float() for name, value in expected.items()}
+    torch.testing.assert_close(model(TOKENS), logits(wide, NEOX))
+
+
+def test_safetensors_are_preferred(hub: SimpleNamespace, tmp_path: Path) -> None:
+    put_neox(hub, 4, "safetensors")
+    folder = put_neox(hub, 4, "bin")
+    (folder / "pytorch_model.bin").write_bytes(b"never read")
+    fetch_neox(tmp_path, (4,))
+    assert not [name for _, name, _ in hub.asked if name.startswith("pytorch_model")]
+
+
+def test_a_malicious_pickle_of_pythia_is_not_run(hub: SimpleNamespace, tmp_path: Path) -> None:
+    folder, marker = put_neox(hub, 4, "bin"), tmp_path / "was_run"
+    torch.save({**neox_state(4), "extra": Malicious(marker)}, folder / "pytorch_model.bin")
+    with pytest.raises(ModelError, match=r"pytorch_model\.bin at step4 .* it was not run"):
+        fetch_neox(tmp_path, (4,))
+    assert not marker.exists()
+    assert not (tmp_path / "fetched").exists()
+
+
+def test_pythia_of_another_shape(hub: SimpleNamespace, tmp_path: Path) -> None:
+    put_neox(hub, 4, "safetensors")
+    wrong = NEOX.model_copy(update={"rotary_pct": 1.0})
+    with pytest.raises(ModelError, match=r"has rotary_pct 0\.5, the shape .* asked for 1\.0"):
+        fetch_neox(tmp_path, (4,), wrong)
+    path = hub.root / PYTHIA_REPO / "main/config.json"
+    path.write_text(json.dumps({**NEOX_CONFIG, "use_parallel_residual": False}))
+    with pytest.raises(ModelError, match="expected use_parallel_residual True, found False"):
+        fetch_neox(tmp_path, (4,))
+    path.write_text("not JSON")
+    with pytest.raises(ModelError, match=r"pythia-tiny/config\.json at main"):
+        fetch_neox(tmp_path, (4,))
+    assert not (tmp_path / "fetched").exists()
+
+
+def test_what_pythia_has_not_published(hub: SimpleNamespace, tmp_path: Path) -> None:
+    folder = put_neox(hub, 4, "safetensors")
+    with pytest.raises(ModelError, match="no revision 'step5'; Pythia's are step0, step1"):
+        fetch_neox(tmp_path, (4, 5))
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(ModelError, match=r"no file pytorch_model.* nor model\.safetensors"):
+        fetch_neox(tmp_path, (4,))
+    (folder / "model.safetensors").write_bytes(b"cut short")
+    with pytest.raises(ModelError, match=r"model\.safetensors at step4 is damaged"):
+        fetch_neox(tmp_path, (4,))
+    (folder / "model.safetensors").unlink()
+    (folder / "model.safetensors.index.json").write_text("{}")
+    with pytest.raises(ModelError, match=r"index\.json at step4 is damaged"):
+        fetch_neox(tmp_path, (4,))
+    assert not (tmp_path / "fetched").exists()
 
 
 @pytest.mark.parametrize("key", ["state_dict", "model_state_dict"])

@@ -14,7 +14,12 @@ import torch
 from safetensors import safe_open
 
 from susceptibilities.components import component
-from susceptibilities.models import AttentionOnly, AttentionOnlyConfig, token_losses
+from susceptibilities.models import (
+    AttentionOnly,
+    AttentionOnlyConfig,
+    parameter_count,
+    token_losses,
+)
 from susceptibilities.models.loading import build_model, read_published
 
 SHIPPED = Path(__file__).parents[1] / "data" / "transformer_lens_reference.safetensors"
@@ -67,5 +72,5 @@ def test_every_parameter_but_the_key_bias_matters() -> None:
 def test_size_of_the_published_model() -> None:
     with torch.device("meta"):
         parameters = dict(AttentionOnly(PUBLISHED_SHAPE).named_parameters())
-    assert sum(p.numel() for p in parameters.values()) == 3_355_016
+    assert parameter_count(PUBLISHED_SHAPE) == 3_355_016
     assert component("1:6", PUBLISHED_SHAPE, parameters).size == 32_768 + 96

@@ -8,13 +8,35 @@ the normalised inputs of Q and K only), so that published checkpoints load uncha
 from __future__ import annotations
 
 import math
-from typing import Literal, cast
+from collections.abc import Mapping
+from typing import Literal, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
 from pydantic import BaseModel, ConfigDict, PositiveInt
 from torch import Tensor, nn
+
+from .transformer import (
+    Transformer,
+    attention_pattern,
+    causal_attention,
+    look_up,
+    normalise,
+    stacked_linear,
+    token_losses,
+)
+
+__all__ = [
+    "HEAD_PARAMETERS",
+    "AttentionOnly",
+    "AttentionOnlyConfig",
+    "attention_pattern",
+    "causal_attention",
+    "token_losses",
+]
+
+
+HEAD_PARAMETERS = ("W_Q", "b_Q", "W_K", "b_K", "W_V", "b_V", "W_O")
 
 
 class AttentionOnlyConfig(BaseModel):
@@ -29,41 +51,6 @@ class AttentionOnlyConfig(BaseModel):
     n_ctx: PositiveInt
     d_vocab: PositiveInt
     layer_norm_eps: float = 1e-5
-
-
-def normalise(x: Tensor, w: Tensor, b: Tensor, eps: float) -> Tensor:
-    """LayerNorm over the last axis."""
-    return F.layer_norm(x, x.shape[-1:], w, b, eps)
-
-
-def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
-    """Softmax attention over earlier positions, scores divided by sqrt(d_head).
-
-    Args:
-        q, k, v: shape (..., position, d_head).
-    """
-    # Under autocast q, k and v are still float32 here (a float32 bias has been added to them).
-    narrow = q.dtype == torch.bfloat16 or torch.is_autocast_enabled("cpu")
-    if q.device.type != "cpu" or not narrow:
-        return F.scaled_dot_product_attention(q, k, v, is_causal=True)
-    # In bfloat16 on a CPU the fused kernel's backward pass takes half of a training step;
-    # these products take half as long, and a third once compiled.
-    return attention_pattern(q, k) @ v
-
-
-def attention_pattern(q: Tensor, k: Tensor) -> Tensor:
-    """Attention of every position to itself and earlier ones; rows sum to one.
-
-    Args:
-        q, k: shape (..., position, d_head).
-
-    Returns:
-        Shape (..., query position, key position).
-    """
-    length = q.shape[-2]
-    mask = torch.full((length, length), -math.inf, dtype=q.dtype, device=q.device).triu(1)
-    scores = (q * q.shape[-1] ** -0.5) @ k.transpose(-1, -2) + mask
-    return scores.softmax(-1)
 
 
 class _LayerNorm(nn.Module):
@@ -95,25 +82,28 @@ class _Attention(nn.Module):
         self.b_O = nn.Parameter(torch.zeros(width))
 
     def project(self, x: Tensor, positions: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Queries, keys and values (batch, head, position, d_head) of the normalised input."""
-        with_position = x + positions
+        """Queries, keys and values (..., head, position, d_head) of the normalised input."""
         heads, width, head = self.W_Q.shape
+        with_position = x + positions
         projected = []
         for name, source in (("Q", with_position), ("K", with_position), ("V", x)):
             weight: Tensor = getattr(self, f"W_{name}")
             bias: Tensor = getattr(self, f"b_{name}")
-            flat = F.linear(source, weight.transpose(1, 2).reshape(heads * head, width))
-            flat = flat + bias.reshape(-1)
-            projected.append(flat.unflatten(-1, (heads, head)).transpose(1, 2))
+            flat = _affine(source, weight.transpose(1, 2).reshape(heads * head, width), bias)
+            projected.append(flat.unflatten(-1, (heads, head)).transpose(-2, -3))
         return projected[0], projected[1], projected[2]
 
     def forward(self, x: Tensor, positions: Tensor) -> Tensor:
-        # x: normalised residual stream (batch, position, d_model)
-        heads, width, head = self.W_Q.shape
+        # x: normalised residual stream (..., position, d_model)
         mixed = causal_attention(*self.project(x, positions))
-        return F.linear(
-            mixed.transpose(1, 2).flatten(-2), self.W_O.reshape(heads * head, width).T, self.b_O
-        )
+        return F.linear(mixed.transpose(-2, -3).flatten(-2), self.W_O.flatten(0, 1).T, self.b_O)
+
+
+def _affine(x: Tensor, weight: Tensor, bias: Tensor) -> Tensor:
+    """Product with ``weight`` (out, d_model) plus ``bias`` of any shape of ``out`` entries."""
+    if torch.is_autocast_enabled(x.device.type):
+        return F.linear(x, weight) + bias.flatten()  # added in float32
+    return F.linear(x, weight, bias.flatten())
 
 
 class _Block(nn.Module):
@@ -140,8 +130,10 @@ class _Named(nn.Module):
             setattr(self, name, nn.Parameter(torch.zeros(shape)))
 
 
-class AttentionOnly(nn.Module):
+class AttentionOnly(Transformer):
     """Attention-only transformer; ``forward`` gives logits, ``residual`` what precedes them."""
+
+    config: AttentionOnlyConfig
 
     def __init__(self, config: AttentionOnlyConfig) -> None:
         super().__init__()
@@ -153,39 +145,48 @@ class AttentionOnly(nn.Module):
         self.ln_final = _LayerNorm(config)
         self.unembed = _Named(W_U=(config.d_model, config.d_vocab), b_U=(config.d_vocab,))
 
-    def residual(
-        self, tokens: Int[Tensor, "batch position"], layers: int | None = None
-    ) -> Float[Tensor, "batch position d_model"]:
-        """Residual stream after the first ``layers`` layers (all by default)."""
-        if tokens.shape[1] > self.config.n_ctx:
-            raise ValueError(f"context of {tokens.shape[1]} tokens, model has {self.config.n_ctx}")
-        x = F.embedding(tokens, self.embed.W_E)
-        positions = self.pos_embed.W_pos[: tokens.shape[1]]
-        for block in self.blocks[: self.config.n_layers if layers is None else layers]:
-            x = block(x, positions)
-        return x
+    def _positions(self, x: Tensor) -> Tensor:
+        return self.pos_embed.W_pos[: x.shape[-2]]
 
-    def forward(
-        self, tokens: Int[Tensor, "batch position"]
-    ) -> Float[Tensor, "batch position d_vocab"]:
-        """Logits of the next token at every position."""
-        final = self.ln_final(self.residual(tokens))
-        return F.linear(final, self.unembed.W_U.T, self.unembed.b_U)
+    def embedded(self, tokens: Tensor, table: Tensor | None = None) -> Tensor:
+        self._check_length(tokens)
+        return F.embedding(tokens, self.embed.W_E) if table is None else look_up(tokens, table)
 
-    def attention_patterns(
-        self, tokens: Int[Tensor, "batch position"]
-    ) -> Float[Tensor, "layer batch head query key"]:
-        """Attention pattern of every head, as ``forward`` uses it."""
-        patterns = []
-        x = self.residual(tokens, 0)
-        positions = self.pos_embed.W_pos[: tokens.shape[1]]
-        for block in self.blocks:
-            q, k, _ = block.attn.project(block.ln1(x), positions)
-            patterns.append(attention_pattern(q, k))
-            x = block(x, positions)
-        return torch.stack(patterns)
+    def layer(self, index: int, stream: Tensor) -> Tensor:
+        return self.blocks[index](stream, self._positions(stream))
 
-    def initialise(self, generator: torch.Generator, sinusoids: bool) -> None:
+    def attention_source(self, index: int, stream: Tensor) -> Tensor:
+        return self.blocks[index].ln1(stream)
+
+    def mlp_source(self, index: int, stream: Tensor) -> NoReturn:
+        raise ValueError("the layers of an attention-only model have no MLP")
+
+    def mlp(self, index: int, pieces: Mapping[str, Tensor], source: Tensor) -> NoReturn:
+        raise ValueError("the layers of an attention-only model have no MLP")
+
+    def head(
+        self, index: int, pieces: Mapping[str, Tensor], source: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        w = {name: pieces[f"blocks.{index}.attn.{name}"] for name in HEAD_PARAMETERS}
+        both = torch.cat((w["W_Q"], w["W_K"]), -1)
+        biases = torch.cat((w["b_Q"], w["b_K"]), -1)
+        qk = stacked_linear(source + self._positions(source), both.transpose(1, 2), biases)
+        v = stacked_linear(source, w["W_V"].transpose(1, 2), w["b_V"])
+        q, k = qk.chunk(2, -1)
+        return causal_attention(q, k, v), w["W_O"]
+
+    def final_norm(self) -> tuple[Tensor, Tensor, float]:
+        return self.ln_final.w, self.ln_final.b, self.ln_final.eps
+
+    def unembedding(self, pieces: Mapping[str, Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        if pieces is None:
+            return self.unembed.W_U, self.unembed.b_U
+        return pieces["unembed.W_U"], pieces["unembed.b_U"]
+
+    def _project(self, index: int, source: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        return self.blocks[index].attn.project(source, self._positions(source))
+
+    def initialise(self, generator: torch.Generator, sinusoids: bool = False) -> None:
         """Draw initial weights: normal, 0.8 / sqrt(d_model) (TransformerLens's "gpt2" mode).
 
         With ``sinusoids`` the learned positions start from sinusoids of unit size, which
@@ -202,12 +203,3 @@ class AttentionOnly(nn.Module):
                 angle = torch.arange(length)[:, None] * rates
                 waves = torch.stack((angle.sin(), angle.cos()), -1).flatten(1)[:, :width]
                 self.pos_embed.W_pos.copy_(waves)
-
-
-def token_losses(
-    logits: Float[Tensor, "batch position d_vocab"], tokens: Int[Tensor, "batch position"]
-) -> Float[Tensor, "batch position-1"]:
-    """Loss of every token after the first, -log p(y | x), in float32 at least."""
-    wide = logits[:, :-1].float() if logits.dtype.itemsize < 4 else logits[:, :-1]
-    chosen = wide.gather(-1, tokens[:, 1:, None]).squeeze(-1)
-    return torch.logsumexp(wide, -1) - chosen
