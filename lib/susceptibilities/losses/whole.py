@@ -1,0 +1,122 @@
+"""Losses of components that reach the logits: the unembedding, and the unrestricted chain."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from ..components import Component
+from ..models.transformer import Transformer
+from .interface import Precision, Prepared
+from .logits import linear_loss_sum, linear_losses, unembedding_shift
+from .stacked import Activations, StackedLosses
+
+
+class UnembedLosses(StackedLosses):
+    """The unembedding: the whole residual stream is below it."""
+
+    @property
+    def depth(self) -> int | None:
+        return self.model.config.n_layers
+
+    def _streams(self, tokens: Tensor) -> tuple[Tensor, Tensor]:
+        with torch.no_grad():
+            below = self.model.residual(tokens)
+        return below, below
+
+    def stream(self, weights: Tensor, block: Activations) -> Tensor:
+        return block.above.expand(len(weights), *block.above.shape[-3:])
+
+    def unembedding(self, weights: Float[Tensor, " size"]) -> tuple[Tensor, Tensor | None]:
+        weight, bias = self.model.unembedding(self.component.split(weights[None]))
+        return weight[0], None if bias is None else bias[0]
+
+    @torch.no_grad()
+    def shifts(self, weights: Tensor, prepared: Prepared, rows: slice | None = None) -> Tensor:
+        narrow = self.precision == "bfloat16"
+        found = []
+        for block in self._blocks(prepared, rows):
+            reference = self._reference(block)
+            values = []
+            for change in weights - self.w_star:
+                weight, bias = self.unembedding(change)
+                values.append(unembedding_shift(reference, weight, bias, narrow))
+            found.append(torch.stack(values).view(len(weights), len(block.tokens), -1))
+        return torch.cat(found, 1)
+
+    def loss_and_gradient(
+        self, weights: Tensor, prepared: Prepared, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return _one_by_one(self, weights, prepared, rows)
+
+
+class FullLosses(StackedLosses):
+    """All weights: the whole model for every draw, in float32 at any ``precision``."""
+
+    def __init__(
+        self, model: Transformer, part: Component, precision: Precision = "float32"
+    ) -> None:
+        super().__init__(model, part, "float32")
+        self._whole = _Final(model)
+
+    def final(
+        self, weights: Tensor, prepared: Prepared, rows: Tensor
+    ) -> Float[Tensor, "draw batch position-1 d_model"]:
+        return torch.stack([self._one(vector, prepared.tokens[rows]) for vector in weights])
+
+    def _one(self, vector: Tensor, tokens: Tensor) -> Tensor:
+        parameters = self.component.substitute(self.parameters, vector)
+        named = {f"model.{name}": value for name, value in parameters.items()}
+        return torch.func.functional_call(self._whole, named, (tokens,))
+
+    def unembedding(self, weights: Float[Tensor, " size"]) -> tuple[Tensor, Tensor | None]:
+        # The parameters of the unembedding alone, with a draw's axis as the model expects.
+        parameters = self.component.substitute(self.parameters, weights)
+        weight, bias = self.model.unembedding({k: v[None] for k, v in parameters.items()})
+        return weight[0], None if bias is None else bias[0]
+
+    @torch.no_grad()
+    def shifts(self, weights: Tensor, prepared: Prepared, rows: slice | None = None) -> Tensor:
+        found = []
+        for block in self._blocks(prepared, rows):
+            star = self._reference(block).losses
+            values = []
+            for vector in weights:
+                final = self._one(vector, block.tokens).flatten(0, 1)
+                losses = linear_losses(final, *self.unembedding(vector), block.targets)
+                values.append(losses - star)
+            found.append(torch.stack(values).view(len(weights), len(block.tokens), -1))
+        return torch.cat(found, 1)
+
+    def loss_and_gradient(
+        self, weights: Tensor, prepared: Prepared, rows: Tensor
+    ) -> tuple[Tensor, Tensor]:
+        return _one_by_one(self, weights, prepared, rows)
+
+
+class _Final(torch.nn.Module):
+    """The model up to the input of the unembedding, as a module for functional_call."""
+
+    def __init__(self, model: Transformer) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        return self.model.final(self.model.residual(tokens)[:, :-1])
+
+
+def _one_by_one(
+    losses: UnembedLosses | FullLosses, weights: Tensor, prepared: Prepared, rows: Tensor
+) -> tuple[Tensor, Tensor]:
+    """Loss and gradient chain by chain: each has logits of its own."""
+    found, gradients = [], []
+    for vector, batch in zip(weights, rows, strict=True):
+        leaf = vector.detach().requires_grad_()
+        final = losses.final(leaf[None], prepared, batch).flatten(0, 2)
+        targets = prepared.tokens[batch][:, 1:].flatten()
+        total = linear_loss_sum(final, *losses.unembedding(leaf), targets)
+        loss = total[0] / len(targets)
+        gradients.append(torch.autograd.grad(loss, leaf)[0])
+        found.append(loss.detach())
+    return torch.stack(found), torch.stack(gradients)
