@@ -33,19 +33,26 @@ class Quadratic:
         self.b = self.linear[:, self.kept]
         self.h = self.square[:, self.kept][:, :, self.kept]
         size = len(self.kept)
-        self.component = Component("quadratic", (Slice("w", None, (size,)),))
+        self.component = Component("quadratic", (Slice("w", (), (size,)),))
         self.w_star = torch.zeros(size, dtype=self.linear.dtype)
         self.depth = None
 
     def prepare(self, tokens: Tensor, keep: bool = True) -> Prepared:
-        """Tokens are context numbers, shape (context, 1)."""
-        return Prepared(tokens)
+        """Tokens are context numbers, shape (context, 1); each context has one loss."""
+        return Prepared(tokens[:, :1].expand(-1, 2))
 
-    def losses(self, weights: Tensor, prepared: Prepared) -> Tensor:
-        rows = prepared.tokens[:, 0]
-        values = weights @ self.b[rows].T
-        values = values + 0.5 * torch.einsum("sp,cpq,sq->sc", weights, self.h[rows], weights)
+    def shifts(self, weights: Tensor, prepared: Prepared, rows: slice | None = None) -> Tensor:
+        contexts = prepared.tokens[rows or slice(None), 0]
+        values = weights @ self.b[contexts].T
+        values = values + 0.5 * torch.einsum("sp,cpq,sq->sc", weights, self.h[contexts], weights)
         return values[..., None]
+
+    def star(self, prepared: Prepared, rows: slice | None = None) -> Tensor:
+        """Losses at w* = 0 are zero."""
+        return torch.zeros_like(prepared.tokens[rows or slice(None), 1:], dtype=self.w_star.dtype)
+
+    def losses(self, weights: Tensor, prepared: Prepared, rows: slice | None = None) -> Tensor:
+        return self.star(prepared, rows) + self.shifts(weights, prepared, rows)
 
     def loss_and_gradient(
         self, weights: Tensor, prepared: Prepared, rows: Tensor

@@ -8,8 +8,9 @@ from torch import Tensor
 
 from susceptibilities.ablation import ablation_deltas
 from susceptibilities.components import head_names
-from susceptibilities.models.attention_only import token_losses
+from susceptibilities.models import token_losses
 from test_sampling import SHAPE, small_model
+from test_token_sampling import NEOX, small_neox
 
 
 def test_deltas_equal_those_of_a_hook_that_zeroes_the_head() -> None:
@@ -37,3 +38,21 @@ def test_deltas_equal_those_of_a_hook_that_zeroes_the_head() -> None:
         handle.remove()
         assert expected.abs().max() > 1e-3
         torch.testing.assert_close(deltas[name], expected, atol=2e-6, rtol=0)
+
+
+def test_deltas_equal_those_of_a_gpt_neox_whose_head_writes_nothing() -> None:
+    """The head's columns of the output matrix, in the model's own state, are set to zero."""
+    tokens = torch.from_numpy(np.random.default_rng(1).integers(0, NEOX.d_vocab, (7, 6)))
+    deltas = ablation_deltas(small_neox(), tokens, head_names(NEOX))
+    with torch.no_grad():
+        before = token_losses(small_neox()(tokens), tokens)
+        for name in head_names(NEOX):
+            layer, head = map(int, name.split(":"))
+            model = small_neox()
+            matrix = dict(model.named_parameters())[
+                f"gpt_neox.layers.{layer}.attention.dense.weight"
+            ]
+            matrix[:, head * NEOX.d_head : (head + 1) * NEOX.d_head] = 0
+            expected = token_losses(model(tokens), tokens) - before
+            assert expected.abs().max() > 1e-5
+            torch.testing.assert_close(deltas[name], expected, atol=2e-6, rtol=0)

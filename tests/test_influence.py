@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 from scipy import stats
 
 from quadratic import Quadratic, random_quadratic
+from susceptibilities.chains import Chains
 from susceptibilities.claims import load_declared, load_measured, load_published
 from susceptibilities.estimators import susceptibility_parts
 from susceptibilities.influence import (
@@ -32,7 +33,6 @@ from susceptibilities.influence import (
 from susceptibilities.moments import Moments
 from susceptibilities.moments import merge_all as merge_moments
 from susceptibilities.posterior import SamplerConfig
-from susceptibilities.sampling import Chains
 from susceptibilities.store import write_json
 
 ROOT = Path(__file__).parents[1]

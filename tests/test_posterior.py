@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import integrate
 from torch import Tensor
 
@@ -31,9 +35,19 @@ def config(**changes: object) -> SamplerConfig:
     return SamplerConfig.model_validate({**settings, **changes})
 
 
-def sample(gradient, size: int, settings: SamplerConfig, label: str = "test") -> Tensor:
+def sampler_of(
+    gradient=quadratic, size: int = 4, settings: SamplerConfig | None = None, label: str = "test"
+) -> Sampler:
+    """Chains that have run to their end."""
+    settings = settings or config()
     sampler = Sampler(gradient, torch.zeros(size, dtype=torch.float64), 4, settings, 0, label)
-    return torch.stack([draw.weights for draw in sampler.draws()])
+    sampler.advance(settings.draws)
+    return sampler
+
+
+def sample(gradient, size: int, settings: SamplerConfig, label: str = "test") -> Tensor:
+    """The kept draws, (draw, chain, P)."""
+    return sampler_of(gradient, size, settings, label).draws.transpose(0, 1)
 
 
 def test_sgld_variance_is_the_discretised_one() -> None:
@@ -65,8 +79,7 @@ def test_without_temperature_only_the_localisation_is_left() -> None:
 def test_acceptance_approaches_one_with_the_step() -> None:
     def acceptance(step_size: float) -> float:
         c = config(step_size=step_size, burn_in=20, draws=10)
-        sampler = Sampler(quadratic, torch.zeros(4, dtype=torch.float64), 4, c, 0, "a")
-        return torch.stack([draw.acceptance for draw in sampler.draws()]).mean().item()
+        return sampler_of(settings=c).trace.acceptance.mean().item()
 
     large, middle, small = acceptance(8e-3), acceptance(2e-3), acceptance(2e-4)
     assert large < middle < small
@@ -158,6 +171,100 @@ def test_chains_are_independent_and_reproducible() -> None:
     assert torch.allclose(fewer, first[:, :2], rtol=0, atol=0)
 
 
+def noisy_quadratic(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+    """A quadratic whose slope depends on the minibatch."""
+    slope = rows.double().mean(1, keepdim=True) - 1.5
+    loss, gradient = quadratic(weights, rows)
+    return loss + (slope * weights).sum(-1), gradient + slope
+
+
+SHORT = dict(chains=3, burn_in=5, draws=4, thinning=3, batch=2)
+
+
+def test_the_mean_gradient_is_that_of_the_steps_after_burn_in() -> None:
+    seen: list[Tensor] = []
+
+    def recorded(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
+        loss, gradient = noisy_quadratic(weights, rows)
+        seen.append(gradient)
+        return loss, gradient
+
+    c = config(**SHORT)
+    sampler = sampler_of(recorded, settings=c)
+    # At a kept draw the proposal's gradient is taken too, for the acceptance.
+    steps, places = [], iter(seen)
+    for step in range(1, c.steps + 1):
+        steps.append(next(places))
+        if step > c.burn_in and (step - c.burn_in) % c.thinning == 0:
+            next(places)
+    expected = torch.stack(steps[c.burn_in :]).mean(0)
+    torch.testing.assert_close(sampler.mean_gradient, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_chains_may_start_from_the_localisation() -> None:
+    c = config(start="localization", n_beta=0, burn_in=0, draws=1, thinning=1, chains=2000)
+    centre = torch.full((4,), 7.0, dtype=torch.float64)
+    sampler = Sampler(quadratic, centre, 4, c, 0, "start")
+    first = sampler.weights - centre
+    assert first.mean().abs() < 4 * (1 / c.localization / first.numel()) ** 0.5
+    # Four standard errors of a variance of 8000 numbers.
+    assert first.var().item() == pytest.approx(1 / c.localization, rel=4 * (2 / 8000) ** 0.5)
+    # Without a loss that is the stationary law: one step leaves it where it is.
+    sampler.advance(1)
+    after = (sampler.draws[:, 0] - centre).var().item()
+    assert after == pytest.approx(1 / c.localization, rel=4 * (2 / 8000) ** 0.5 + 0.02)
+    assert torch.equal(Sampler(quadratic, centre, 4, config(chains=2), 0, "x").weights[0], centre)
+
+
+@settings(deadline=None, max_examples=20)
+@given(
+    st.integers(0, 17),
+    st.sampled_from(["sgld", "rmsprop"]),
+    st.sampled_from(["star", "localization"]),
+    st.integers(1, 4),
+)
+def test_a_restored_sampler_goes_on_to_the_same_bits(
+    stop: int, method: str, start: str, held: int
+) -> None:
+    c = config(**SHORT, method=method, start=start)
+
+    def fresh() -> Sampler:
+        w_star = torch.zeros(4, dtype=torch.float64)
+        return Sampler(noisy_quadratic, w_star, 8, c, 0, "x", held=held)
+
+    class Stop(Exception):
+        pass
+
+    whole, killed, resumed = fresh(), fresh(), fresh()
+    whole.advance(c.draws)
+
+    def until() -> None:
+        if killed.step >= stop:
+            raise Stop
+
+    with contextlib.suppress(Stop):
+        killed.advance(c.draws, until)
+    state = {name: value.clone() for name, value in killed.state().items()}
+    resumed.restore(state)
+    resumed.advance(c.draws)
+    assert torch.equal(resumed.draws, whole.draws)
+    assert torch.equal(resumed.weights, whole.weights)
+    assert torch.equal(resumed.mean_gradient, whole.mean_gradient)
+    for name in ("rows", "loss", "acceptance", "distance", "died"):
+        assert torch.equal(getattr(resumed.trace, name), getattr(whole.trace, name)), name
+
+
+def test_draws_held_in_groups_are_the_same_draws() -> None:
+    c = config(**SHORT)
+    whole = sampler_of(noisy_quadratic, settings=c)
+    sampler = Sampler(noisy_quadratic, torch.zeros(4).double(), 4, c, 0, "test", held=3)
+    assert sampler.draws.shape == (3, 0, 4)
+    sampler.advance(3)
+    assert torch.equal(sampler.draws, whole.draws[:, :3])
+    sampler.advance(4)
+    assert torch.equal(sampler.draws, whole.draws[:, 3:])
+
+
 def test_minibatches_are_passes_over_the_pool() -> None:
     rows = minibatch_rows(10, 5, 4, 3, 0, "x")
     assert rows.shape == (3, 4, 5)
@@ -176,11 +283,11 @@ def test_a_diverging_chain_is_marked_and_the_others_go_on() -> None:
         return loss, slope
 
     c = config(chains=3, burn_in=2, draws=2, thinning=1)
-    sampler = Sampler(gradient, torch.zeros(4, dtype=torch.float64), 4, c, 0, "x")
-    draws = torch.stack([draw.weights for draw in sampler.draws()])
+    sampler = sampler_of(gradient, settings=c, label="x")
     assert sampler.trace.died.tolist() == [-1, 0, -1]
-    assert torch.equal(draws[:, [0, 2]], sample(quadratic, 4, c, "x")[:, [0, 2]])
-    assert torch.isfinite(draws).all()
+    assert torch.equal(sampler.draws[[0, 2]], sampler_of(settings=c, label="x").draws[[0, 2]])
+    assert torch.isfinite(sampler.draws).all()
+    assert torch.isfinite(sampler.mean_gradient).all()
 
 
 def test_seeds_differ_by_every_label() -> None:

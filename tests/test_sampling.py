@@ -2,11 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import numpy as np
@@ -14,10 +9,12 @@ import pytest
 import torch
 
 from susceptibilities.components import component
+from susceptibilities.evaluation import BUDGET, Evaluation
 from susceptibilities.losses import PlainLosses
 from susceptibilities.models.attention_only import AttentionOnly, AttentionOnlyConfig
 from susceptibilities.posterior import SamplerConfig
 from susceptibilities.sampling import Texts, load_losses, sample_checkpoint
+from susceptibilities.store import open_zarr
 from susceptibilities.tables import estimate_run
 from susceptibilities.tokens import mix
 
@@ -60,9 +57,7 @@ def sample(
 
 
 def contents(path: Path) -> dict[str, bytes]:
-    return {
-        str(name): value.values.tobytes() for name, value in load_losses(path).variables.items()
-    }
+    return {str(name): value.values.tobytes() for name, value in open_zarr(path).variables.items()}
 
 
 def test_the_store_holds_losses_relative_to_w_star(tmp_path: Path) -> None:
@@ -89,6 +84,37 @@ def test_the_store_holds_losses_relative_to_w_star(tmp_path: Path) -> None:
     assert "nats" in data["base_shift"].attrs["units"]
 
 
+def test_the_control_variate_is_stored_beside_the_losses(tmp_path: Path) -> None:
+    plain = load_losses(sample(tmp_path / "plain.zarr"))
+    assert not any("control" in str(name) for name in plain)
+    evaluation = Evaluation(control_variate="linear")
+    data = load_losses(sample(tmp_path / "s.zarr", evaluation=evaluation))
+    for name in ("control", "control_covariance"):
+        assert data[f"base_{name}"].dims == ("component", "chain", "base_context")
+        assert data[f"probe_{name}"].dims == ("component", "chain", "probe", "probe_context")
+        assert np.abs(data[f"base_{name}"].values).min() > 0
+    for name in plain.data_vars:
+        np.testing.assert_allclose(plain[name], data[name], rtol=1e-4, atol=1e-7)
+    assert data.attrs["evaluation"] == evaluation.model_dump()
+    assert data.attrs["evaluations"] == {"draws": SAMPLER.draws, "control": 4}
+    assert data.attrs["precision"] == ["float32"] * len(NAMES)
+    assert [set(s) for s in data.attrs["seconds"]] == [{"sampling", "draws", "control"}] * 5
+    assert all(variable.attrs["units"] for variable in data.data_vars.values())
+
+
+def test_the_precision_is_measured_and_chosen_by_component(tmp_path: Path) -> None:
+    narrow = Evaluation(precision="bfloat16")
+    data = load_losses(sample(tmp_path / "s.zarr", evaluation=narrow))
+    error, chosen = data["precision_error"].values, data.attrs["precision"]
+    assert error.shape == (len(NAMES),) and np.isfinite(error).all()
+    assert chosen == ["bfloat16" if e <= BUDGET else "float32" for e in error]
+    exact = load_losses(sample(tmp_path / "exact.zarr"))
+    for place, name in enumerate(chosen):
+        difference = data["base_shift"][place] - exact["base_shift"][place]
+        size = float(np.sqrt(np.square(exact["base_shift"][place]).mean()))
+        assert float(np.abs(difference).max()) <= (0 if name == "float32" else 0.05 * size)
+
+
 def test_tables_of_a_run(tmp_path: Path) -> None:
     paths = [sample(tmp_path / f"step_{step}.zarr", step=step) for step in (7, 9)]
     control = sample(tmp_path / "c.zarr", sampler=SAMPLER.model_copy(update={"n_beta": 0.0}))
@@ -100,33 +126,6 @@ def test_tables_of_a_run(tmp_path: Path) -> None:
     assert tables["susceptibility"]["se"].is_finite().all()
     assert (tables["susceptibility"]["se"] >= tables["susceptibility"]["se_chain"]).all()
     assert tables["llc"].height == 10
-
-
-def test_killed_at_any_moment_it_goes_on_to_the_same_bits(tmp_path: Path) -> None:
-    whole = contents(sample(tmp_path / "whole.zarr"))
-    out = tmp_path / "killed.zarr"
-    script = (
-        "import sys, time; from pathlib import Path; import test_sampling as t\n"
-        "def slow(line):\n    print(line, flush=True); time.sleep(0.5)\n"
-        "t.sample(Path(sys.argv[1]), report=slow)\n"
-    )
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
-    process = subprocess.Popen(
-        [sys.executable, "-c", script, str(out)], env=environment, stdout=subprocess.PIPE, text=True
-    )
-    assert process.stdout is not None
-    process.stdout.readline()
-    process.stdout.readline()
-    time.sleep(0.1)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
-    assert not out.exists()
-    lines: list[str] = []
-    sample(out, report=lines.append)
-    assert sum("kept from an earlier run" in line for line in lines) == 2
-    assert contents(out) == whole
-    assert [path.name for path in tmp_path.iterdir() if path.name.startswith(".")] == []
 
 
 def test_a_part_is_kept_only_for_the_same_settings(tmp_path: Path) -> None:
@@ -147,17 +146,6 @@ def test_a_step_size_that_diverges_is_an_error_and_leaves_no_store(tmp_path: Pat
     with pytest.raises(ValueError, match=r"all 4 chains diverged .* lower step_size"):
         sample(out, names=["0:0"], sampler=wild)
     assert not out.exists()
-
-
-def test_two_processes_never_write_one_store(tmp_path: Path) -> None:
-    from filelock import FileLock
-
-    out = tmp_path / "s.zarr"
-    with (
-        FileLock(tmp_path / ".s.zarr.lock"),
-        pytest.raises(RuntimeError, match="another process is writing"),
-    ):
-        sample(out)
 
 
 def test_chains_do_not_depend_on_which_components_are_sampled(tmp_path: Path) -> None:

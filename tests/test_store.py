@@ -8,8 +8,16 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import xarray as xr
 
-from susceptibilities.store import atomic_path, file_sha256, fingerprint, read_json, write_json
+from susceptibilities.store import (
+    atomic_path,
+    file_sha256,
+    fingerprint,
+    open_zarr,
+    read_json,
+    write_json,
+)
 
 
 def test_a_failed_write_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
@@ -76,3 +84,14 @@ def test_a_full_disk_leaves_nothing_behind(small_disk: Path) -> None:
     assert caught.value.errno == errno.ENOSPC
     assert read_json(path) == {"kept": 1}
     assert list(small_disk.iterdir()) == [path]
+
+
+def test_a_store_with_snakemakes_timestamp_is_read_without_a_warning(tmp_path: Path) -> None:
+    path = tmp_path / "a.zarr"
+    xr.Dataset({"x": ("i", [1.0, 2.0])}).to_zarr(path, zarr_format=3, consolidated=False)
+    (path / ".snakemake_timestamp").touch()
+    assert open_zarr(path).load()["x"].values.tolist() == [1.0, 2.0]
+    # Any other stranger is still warned of.
+    (path / "stranger").touch()
+    with pytest.warns(UserWarning, match="stranger"):
+        open_zarr(path)

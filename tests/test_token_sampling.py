@@ -1,7 +1,8 @@
-"""Streamed moments of every token: equal to those of stored chains, shards equal to the whole."""
+"""Moments of every token: equal to those of stored chains, shards equal to the whole."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -9,21 +10,15 @@ import polars as pl
 import pytest
 import torch
 import xarray as xr
-from hypothesis import given
-from hypothesis import strategies as st
 
-from susceptibilities.components import component
+from susceptibilities.components import component, component_names
+from susceptibilities.evaluation import Evaluation
 from susceptibilities.losses import PlainLosses, component_losses
+from susceptibilities.models import GPTNeoX, GPTNeoXConfig, Transformer
 from susceptibilities.moments import Moments
 from susceptibilities.posterior import Sampler
-from susceptibilities.store import fingerprint
-from susceptibilities.token_sampling import (
-    StreamedMoments,
-    TokenTexts,
-    read_probes,
-    sample_tokens,
-    token_table,
-)
+from susceptibilities.store import fingerprint, open_zarr
+from susceptibilities.token_sampling import TokenTexts, read_probes, sample_tokens, token_table
 from test_sampling import NAMES, SAMPLER, SHAPE, small_model
 
 
@@ -36,45 +31,42 @@ def token_texts() -> TokenTexts:
     return TokenTexts(contexts(8), {"a": contexts(3), "b": contexts(3)}, contexts(12))
 
 
-def sample(out: Path, names: list[str] = NAMES, seed: int = 3, model_hash: str = "m") -> xr.Dataset:
-    device = torch.device("cpu")
-    sample_tokens(
-        small_model(),
-        names,
-        token_texts(),
-        SAMPLER,
-        seed,
-        7,
-        model_hash,
-        out,
-        device,
-        lambda _: None,
+def sample(out: Path, names: list[str] = NAMES, **changes) -> xr.Dataset:
+    settings = dict(
+        model=small_model(),
+        seed=3,
+        step=7,
+        model_hash="m",
+        device=torch.device("cpu"),
+        report=print,
     )
-    return xr.open_zarr(out, consolidated=False).load()
+    settings.update(changes)
+    sample_tokens(names=names, texts=token_texts(), sampler=SAMPLER, out=out, **settings)
+    return open_zarr(out).load()
 
 
-@given(st.integers(1, 12), st.integers(0, 10_000))
-def test_streaming_equals_stored_traces(draws: int, seed: int) -> None:
-    rng = np.random.default_rng(seed)
-    g, shift = 3 + rng.normal(size=(2, draws)), 100 + rng.normal(size=(2, draws, 5))
-    stream = StreamedMoments(2, 5)
-    for draw in range(draws):
-        stream.add(g[:, draw], shift[:, draw])
-    stored, own = Moments.of(g, shift), Moments.of(g, g[..., None])
-    for found, expected in (
-        (stream.mean_g, stored.mean_x),
-        (stream.mean_shift, stored.mean_y),
-        (stream.comoment, stored.comoment),
-        (stream.square_g, own.comoment[..., 0]),
-    ):
-        np.testing.assert_allclose(found, expected, rtol=1e-9, atol=1e-9)
+NEOX = GPTNeoXConfig(n_layers=2, n_heads=2, d_model=8, n_ctx=6, d_vocab=40, rotary_pct=0.5)
 
 
-@pytest.mark.parametrize("name", ["full", "0:1", "1:0"])
-def test_the_store_equals_traces_along_the_same_chains(tmp_path: Path, name: str) -> None:
+def small_neox() -> GPTNeoX:
+    model = GPTNeoX(NEOX)
+    model.initialise(torch.Generator().manual_seed(0))
+    return model.eval()
+
+
+@pytest.mark.parametrize(
+    ("model", "name"),
+    [
+        *((small_model, name) for name in ("full", *component_names(SHAPE))),
+        *((small_neox, name) for name in ("full", *component_names(NEOX))),
+    ],
+)
+def test_the_store_equals_traces_along_the_same_chains(
+    tmp_path: Path, model: Callable[[], Transformer], name: str
+) -> None:
     """The same chains run again, every token's loss kept, and by the plain path."""
-    data, texts, model = sample(tmp_path / "s.zarr", [name]), token_texts(), small_model()
-    part = component(name, SHAPE, dict(model.named_parameters()))
+    data, texts, model = sample(tmp_path / "s.zarr", [name], model=model()), token_texts(), model()
+    part = component(name, model.config, dict(model.named_parameters()))
     fast, plain = component_losses(model, part), PlainLosses(model, part)
     pool = fast.prepare(torch.from_numpy(texts.pool.astype(np.int64)))
     run = Sampler(
@@ -85,15 +77,35 @@ def test_the_store_equals_traces_along_the_same_chains(tmp_path: Path, name: str
         3,
         f"step 7 per-token component {name}",
     )
+    run.advance(SAMPLER.draws)
     tokens = plain.prepare(torch.from_numpy(texts.evaluated().astype(np.int64)))
-    star = plain.losses(plain.w_star[None], tokens)
-    trace = torch.stack([plain.losses(d.weights, tokens) - star for d in run.draws()], 1).double()
+    star = plain.star(tokens)
+    trace = torch.stack([plain.shifts(weights, tokens) for weights in run.draws]).double()
     g = trace[:, :, :8].mean((2, 3)).numpy()
     stored = Moments.of(g, trace[:, :, 8:].flatten(2).numpy())
     np.testing.assert_allclose(data["mean_g"][0], stored.mean_x, atol=1e-6)
     np.testing.assert_allclose(data["mean_shift"][0], stored.mean_y, atol=3e-6)
     np.testing.assert_allclose(data["comoment"][0], stored.comoment, atol=3e-6)
-    np.testing.assert_allclose(data["star"], star[0, 8:].flatten(), atol=1e-5)
+    np.testing.assert_allclose(data["star"], star[8:].flatten(), atol=1e-5)
+
+
+def test_the_control_variate_is_stored_beside_the_moments(tmp_path: Path) -> None:
+    plain = sample(tmp_path / "plain.zarr")
+    assert plain.attrs["evaluations"] == {"draws": SAMPLER.draws, "control": 0}
+    controls: dict[str, set[str]] = {
+        "mean": {"control_g", "control_shift"},
+        "linear": {"control_g", "control_shift", "control_square", "control_comoment"},
+    }
+    for kind, count in (("mean", 2), ("linear", 4)):
+        evaluation = Evaluation(control_variate=kind)  # type: ignore[arg-type]
+        data = sample(tmp_path / f"{kind}.zarr", evaluation=evaluation)
+        assert {str(n) for n in data if "control" in str(n)} == controls[kind]
+        assert data["control_g"].dims == ("component", "chain")
+        assert data["control_shift"].dims == ("component", "chain", "token")
+        for name in plain.data_vars:
+            np.testing.assert_allclose(plain[name], data[name], rtol=1e-4, atol=1e-7)
+        assert data.attrs["evaluations"] == {"draws": SAMPLER.draws, "control": count}
+        assert all(variable.attrs["units"] for variable in data.data_vars.values())
 
 
 def test_shards_hold_what_the_whole_holds(tmp_path: Path) -> None:
@@ -111,6 +123,7 @@ def test_identity_names_everything_the_result_depends_on(tmp_path: Path) -> None
     for other in (
         sample(tmp_path / "2.zarr", ["full"], seed=4),
         sample(tmp_path / "3.zarr", ["full"], model_hash="other"),
+        sample(tmp_path / "4.zarr", ["full"], evaluation=Evaluation(control_variate="mean")),
     ):
         assert other.attrs["identity"] != first.attrs["identity"]
     assert first.attrs["identity"] == fingerprint(
@@ -119,6 +132,7 @@ def test_identity_names_everything_the_result_depends_on(tmp_path: Path) -> None
             "model": "m",
             "texts": token_texts().identity(),
             "sampler": SAMPLER.model_dump(),
+            "evaluation": Evaluation().model_dump(),
             "seed": 3,
             "per_token": True,
         }

@@ -10,6 +10,7 @@ import torch
 
 from susceptibilities.components import head_names
 from susceptibilities.console import Progress, run
+from susceptibilities.evaluation import Evaluation
 from susceptibilities.models.loading import checkpoint_path, load_checkpoint
 from susceptibilities.posterior import SamplerConfig
 from susceptibilities.store import file_sha256, read_json
@@ -53,6 +54,7 @@ def main() -> None:
         args.out,
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         Progress(),
+        Evaluation.model_validate(settings["evaluation"]),
     )
 
 

@@ -10,6 +10,7 @@ import torch
 
 from susceptibilities.components import head_names
 from susceptibilities.console import Progress, run
+from susceptibilities.evaluation import Evaluation
 from susceptibilities.models.loading import checkpoint_path, load_checkpoint
 from susceptibilities.posterior import SamplerConfig
 from susceptibilities.sampling import Texts, sample_checkpoint
@@ -55,6 +56,7 @@ def main() -> None:
         args.out,
         torch.device("cuda" if torch.cuda.is_available() else "cpu"),
         Progress(),
+        Evaluation.model_validate(settings["evaluation"]),
     )
 
 

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
 from .components import component
 from .losses import component_losses
-from .models.attention_only import AttentionOnly
+from .models.transformer import Transformer
+
+# A head's output matrix, in the models that there are.
+_OUTPUTS = ("attn.W_O", "attention.dense.weight")
 
 
 def ablation_deltas(
-    model: AttentionOnly, tokens: Int[Tensor, "context position"], heads: Iterable[str]
+    model: Transformer, tokens: Int[Tensor, "context position"], heads: Iterable[str]
 ) -> dict[str, Float[Tensor, "context position-1"]]:
     """Loss after zero ablation minus loss before, of every token after the first (Baker 4.3).
 
@@ -30,7 +32,7 @@ def ablation_deltas(
         losses = component_losses(model, component(name, model.config, parameters))
         silent = losses.w_star.clone()
         pieces = losses.component.split(silent)  # views
-        next(v for k, v in pieces.items() if k.endswith("W_O")).zero_()
-        both = losses.losses(torch.stack([losses.w_star, silent]), losses.prepare(tokens))
-        deltas[name] = both[1] - both[0]
+        next(v for k, v in pieces.items() if k.endswith(_OUTPUTS)).zero_()
+        prepared = losses.prepare(tokens, keep=False)  # they are used once
+        deltas[name] = losses.shifts(silent[None], prepared)[0]
     return deltas

@@ -32,15 +32,16 @@ from functools import reduce
 from typing import Any, Literal
 
 import numpy as np
+import torch
 import xarray as xr
 from jaxtyping import Float
 from numpy.typing import ArrayLike, NDArray
 from pydantic import BaseModel, ConfigDict
 
+from .chains import Block, Chains, collect
 from .estimators import MIN_CHAINS
 from .jackknife import jackknife_se
 from .moments import Array
-from .sampling import Chains
 
 Pooling = Literal["pooled", "within"]
 
@@ -193,33 +194,54 @@ def influence(
     return Influence(convention.apply(whole, beta), np.stack(left_out))
 
 
+class LossTraces:
+    """Losses of chosen tokens, less those at w*, at every kept draw; a `chains.Collector`.
+
+    Args:
+        tokens: places in the flattened losses of the evaluated contexts, context *
+            (positions - 1) + position - 1; all of them by default. What is kept is chains *
+            draws * tokens numbers, so they must be few.
+    """
+
+    def __init__(self, chains: Chains, tokens: NDArray[np.int64] | None = None) -> None:
+        self.chains = chains
+        contexts, length = chains.evaluated.tokens.shape
+        self._positions = length - 1
+        self._tokens = np.arange(contexts * self._positions) if tokens is None else tokens
+        shape = (chains.sampler.chains, chains.sampler.draws, len(self._tokens))
+        kind = str(chains.losses.w_star.dtype).removeprefix("torch.")
+        self.arrays: dict[str, NDArray[Any]] = {"shift": np.zeros(shape, kind)}
+
+    def add(self, block: Block) -> None:
+        if block.shift is None:
+            return
+        first, last = (self._positions * row for row in (block.rows.start, block.rows.stop))
+        here = np.flatnonzero((self._tokens >= first) & (self._tokens < last))
+        chosen = torch.from_numpy(self._tokens[here] - first).to(block.shift.device)
+        values = block.shift.flatten(2)[..., chosen].cpu().numpy()
+        self.arrays["shift"][:, block.draws, here] = values
+
+    def dataset(self) -> xr.Dataset:
+        traces = (("chain", "draw", "token"), self.arrays["shift"])
+        return xr.Dataset({"shift": traces, **self.chains.diagnostics()})
+
+
+def loss_traces(chains: Chains) -> xr.Dataset:
+    """Run the chains; traces of all evaluated tokens, which must be few, and diagnostics."""
+    return collect(chains, LossTraces(chains))
+
+
 def stream_moments(
     chains: Chains, first: NDArray[np.int64], second: NDArray[np.int64]
 ) -> CrossMoments:
-    """Moments of the losses of two sets of tokens along every chain, draw by draw.
+    """Run the chains; moments of the losses of two sets of tokens along every chain.
 
     Args:
-        first, second: places of the tokens in the flattened losses of the evaluated contexts,
-            context * (positions - 1) + position - 1.
+        first, second: places of the tokens, as in `LossTraces`; only theirs are kept.
 
     Returns:
         One leading axis, the chains; unhealthy ones are in it.
     """
-    total: CrossMoments | None = None
-    for shift in chains.shifts():
-        flat = shift.flatten(1).double().cpu().numpy()[:, None]
-        draw = CrossMoments.of(flat[..., first], flat[..., second])
-        total = draw if total is None else total.merge(draw)
-    if total is None:
-        raise ValueError("the chains keep no draw: draws must be 1 at least")
-    return total
-
-
-def loss_traces(chains: Chains) -> xr.Dataset:
-    """Losses of all evaluated tokens, less those at w*, at every kept draw, and diagnostics.
-
-    For few tokens; where there are many, `stream_moments` keeps less.
-    """
-    shifts = [shift.flatten(1).cpu().numpy() for shift in chains.shifts()]
-    traces = (("chain", "draw", "token"), np.stack(shifts, 1))
-    return xr.Dataset({"shift": traces, **chains.diagnostics()})
+    both = LossTraces(chains, np.concatenate([first, second]))
+    traces = collect(chains, both)["shift"].values
+    return CrossMoments.of(traces[..., : len(first)], traces[..., len(first) :])

@@ -7,7 +7,7 @@ its own noise and its own order of minibatches, both derived from one seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -48,6 +48,9 @@ class SamplerConfig(BaseModel):
     """RMSProp: memory of the squared gradient."""
     damping: PositiveFloat = 0.1
     """RMSProp: added to the root of the squared gradient."""
+    start: Literal["star", "localization"] = "star"
+    """Where chains begin: at w*, or at w* + N(0, 1 / localization), which shortens the burn-in
+    where most of the posterior's width is the localization's."""
 
     @property
     def steps(self) -> int:
@@ -56,36 +59,23 @@ class SamplerConfig(BaseModel):
 
 
 @dataclass(frozen=True)
-class Draw:
-    """The state of all chains at a kept draw.
-
-    Attributes:
-        index: number of the draw, from 0.
-        weights: (chain, P).
-        acceptance: probability with which a Metropolis test on the step's own minibatch would
-            accept the next proposal (MALA), (chain,).
-        distance: |w - w*|, (chain,).
-    """
-
-    index: int
-    weights: Tensor
-    acceptance: Tensor
-    distance: Tensor
-
-
-@dataclass
 class Trace:
-    """What every step leaves behind.
+    """What the chains leave behind, beside their draws; on the CPU.
 
     Attributes:
-        loss: minibatch loss before each step, (chain, step).
         rows: the minibatch's rows, (chain, step, batch).
+        loss: minibatch loss before each step, (chain, step).
+        acceptance: at every kept draw, the probability with which a Metropolis test on the
+            step's own minibatch would accept the proposal (MALA), (chain, draw).
+        distance: |w - w*| of every kept draw, (chain, draw).
         died: step at which a chain's loss or weights stopped being finite, -1 if it did not.
     """
 
+    rows: Tensor
     loss: Tensor
-    rows: NDArray[np.int64]
-    died: NDArray[np.int64]
+    acceptance: Tensor
+    distance: Tensor
+    died: Tensor
 
 
 def chain_seed(seed: int, *labels: object) -> int:
@@ -109,13 +99,22 @@ def minibatch_rows(
 
 
 class Sampler:
-    """Chains of one component; iterate over `draws`, then read `trace`.
+    """Chains of one component, side by side, and the draws that they keep.
+
+    `advance` runs them; a `state` that is put back with `restore` goes on to the same bits.
 
     Args:
         gradient: minibatch loss and gradient of all chains.
         w_star: the component's weights, (P,).
         pool: number of contexts that minibatches are drawn from.
         label: what is sampled (component and checkpoint); it enters the seeds.
+        held: kept draws that are held at a time, all by default; see `draws`.
+        mean_gradient: whether the mean gradient is accumulated (two floats a weight and chain).
+
+    Attributes:
+        weights: present weights, (chain, P).
+        step: number of steps done.
+        trace: of the steps done.
     """
 
     def __init__(
@@ -126,32 +125,101 @@ class Sampler:
         config: SamplerConfig,
         seed: int,
         label: str,
+        held: int | None = None,
+        mean_gradient: bool = True,
     ) -> None:
         self.gradient = gradient
         self.w_star = w_star
         self.config = config
-        chains = config.chains
+        self.held = min(held or config.draws, config.draws)
+        chains, size = config.chains, len(w_star)
         rows = minibatch_rows(pool, config.batch, config.steps, chains, seed, label)
         self.trace = Trace(
+            torch.from_numpy(rows),
             torch.full((chains, config.steps), torch.nan, dtype=torch.float64),
-            rows,
-            np.full(chains, -1, np.int64),
+            torch.full((chains, config.draws), torch.nan, dtype=torch.float64),
+            torch.full((chains, config.draws), torch.nan, dtype=torch.float64),
+            torch.full((chains,), -1),
         )
-        self._rows = torch.from_numpy(rows).to(w_star.device)
-        # Noise is made on the CPU, so that the same seed gives the same chain on any device.
+        # Noise is made where the weights are: a seed's chains differ from device to device.
         self._noise = [
-            torch.Generator().manual_seed(chain_seed(seed, label, chain, "noise"))
+            torch.Generator(w_star.device).manual_seed(chain_seed(seed, label, chain, "noise"))
             for chain in range(chains)
         ]
-        self._square = torch.zeros(chains, len(w_star), dtype=w_star.dtype, device=w_star.device)
+        self.step = 0
+        self.weights = w_star.repeat(chains, 1)
+        if config.start == "localization":
+            self.weights += self._standard_normal() / config.localization**0.5
+        self._draws = w_star.new_empty(chains, self.held, size)
+        empty = w_star.new_empty(chains, 0)
+        self._square = torch.zeros_like(self.weights) if config.method == "rmsprop" else empty
+        wide = torch.float64
+        self._gradients = torch.zeros_like(self.weights if mean_gradient else empty, dtype=wide)
+
+    @property
+    def kept(self) -> int:
+        """Draws kept so far, in each chain."""
+        return max(0, self.step - self.config.burn_in) // self.config.thinning
+
+    @property
+    def draws(self) -> Float[Tensor, "chain draw size"]:
+        """The kept draws since the last multiple of ``held``: all of them by default.
+
+        A view: the draws after the next multiple take their place.
+        """
+        return (
+            self._draws[:, : (self.kept - 1) % self.held + 1] if self.kept else self._draws[:, :0]
+        )
+
+    @property
+    def mean_gradient(self) -> Float[Tensor, "chain size"]:
+        """Mean of the minibatch gradients of L over the steps after burn-in, float64."""
+        return self._gradients / max(1, self.step - self.config.burn_in)
+
+    def state(self) -> dict[str, Tensor]:
+        """Everything that changes as the chains run."""
+        steps, kept = self.step, self.kept
+        state = {
+            "step": torch.tensor(steps),
+            "weights": self.weights,
+            "draws": self.draws,
+            "square": self._square,
+            "gradients": self._gradients,
+            "loss": self.trace.loss[:, :steps],
+            "acceptance": self.trace.acceptance[:, :kept],
+            "distance": self.trace.distance[:, :kept],
+            "died": self.trace.died,
+        }
+        for chain, generator in enumerate(self._noise):
+            state[f"noise.{chain}"] = generator.get_state()
+        return state
+
+    def restore(self, state: Mapping[str, Tensor]) -> None:
+        """Put a `state` of the same chains back.
+
+        Raises:
+            KeyError, RuntimeError: it is of other chains.
+        """
+        self.step = int(state["step"])
+        self.weights = state["weights"].to(self.w_star.device, copy=True)
+        self.draws.copy_(state["draws"])
+        self._square.copy_(state["square"])
+        self._gradients.copy_(state["gradients"])
+        self.trace.loss[:, : self.step] = state["loss"]
+        self.trace.acceptance[:, : self.kept] = state["acceptance"]
+        self.trace.distance[:, : self.kept] = state["distance"]
+        self.trace.died.copy_(state["died"])
+        for chain, generator in enumerate(self._noise):
+            generator.set_state(state[f"noise.{chain}"])
 
     def _standard_normal(self) -> Tensor:
-        size = len(self.w_star)
-        noise = [torch.randn(size, generator=g, dtype=self.w_star.dtype) for g in self._noise]
-        return torch.stack(noise).to(self.w_star.device)
+        noise = self.w_star.new_empty(len(self._noise), len(self.w_star))
+        for row, generator in zip(noise, self._noise, strict=True):
+            row.normal_(generator=generator)
+        return noise
 
     def _preconditioner(self, gradient: Tensor) -> Tensor:
-        """Diagonal G of the step, (chain, P); ones for plain SGLD."""
+        """Diagonal G of the step, (chain, P); one for plain SGLD."""
         if self.config.method == "sgld":
             return torch.ones((), dtype=gradient.dtype, device=gradient.device)
         decay = self.config.decay
@@ -190,38 +258,41 @@ class Sampler:
         ratio = self._energy(weights, loss) - self._energy(proposal, new_loss) + backward - forward
         return ratio.clamp(max=0.0).exp()
 
-    def draws(self) -> Iterator[Draw]:
-        """Run the chains and yield each kept draw.
+    def advance(self, draws: int, after_step: Callable[[], None] = lambda: None) -> None:
+        """Run until each chain has kept ``draws`` draws in all.
 
         A chain whose loss or weights stop being finite is put back to w* and marked in
         ``trace.died``; the others go on untouched.
         """
-        c = self.config
-        weights = self.w_star.repeat(c.chains, 1)
-        epsilon = c.step_size
-        for step in range(c.steps):
-            rows = self._rows[:, step]
-            loss, gradient = self.gradient(weights, rows)
-            self.trace.loss[:, step] = loss.double().cpu()
-            precondition = self._preconditioner(gradient)
-            drift = self._drift(weights, gradient)
-            noise = self._standard_normal()
-            proposal = weights - 0.5 * epsilon * precondition * drift
-            proposal = proposal + (epsilon * precondition).sqrt() * noise
-            past = step + 1 - c.burn_in
-            keep = past > 0 and past % c.thinning == 0
-            if keep:
-                acceptance = self._acceptance((weights, loss, drift), proposal, precondition, rows)
-            sound = torch.isfinite(proposal).all(-1) & torch.isfinite(loss)
-            if not bool(sound.all()):
-                fresh = (~sound).cpu().numpy() & (self.trace.died < 0)
-                self.trace.died[fresh] = step
-                proposal = torch.where(sound[:, None], proposal, self.w_star)
-            weights = proposal
-            if keep:
-                yield Draw(
-                    past // c.thinning - 1,
-                    weights,
-                    acceptance,
-                    (weights - self.w_star).norm(dim=-1),
-                )
+        while self.kept < min(draws, self.config.draws):
+            self._step()
+            after_step()
+
+    def _step(self) -> None:
+        c, weights, epsilon = self.config, self.weights, self.config.step_size
+        rows = self.trace.rows[:, self.step].to(weights.device)
+        loss, gradient = self.gradient(weights, rows)
+        self.trace.loss[:, self.step] = loss.double().cpu()
+        precondition = self._preconditioner(gradient)
+        drift = self._drift(weights, gradient)
+        proposal = weights - 0.5 * epsilon * precondition * drift
+        proposal += (epsilon * precondition).sqrt() * self._standard_normal()
+        past = self.step + 1 - c.burn_in
+        keep = past > 0 and past % c.thinning == 0
+        if keep:
+            acceptance = self._acceptance((weights, loss, drift), proposal, precondition, rows)
+        sound = torch.isfinite(proposal).all(-1) & torch.isfinite(loss)
+        if not bool(sound.all()):
+            fresh = ~sound.cpu() & (self.trace.died < 0)
+            self.trace.died[fresh] = self.step
+            proposal = torch.where(sound[:, None], proposal, self.w_star)
+            gradient = torch.where(sound[:, None], gradient, 0.0)
+        if past > 0 and self._gradients.numel():
+            self._gradients += gradient
+        self.weights = proposal
+        self.step += 1
+        if keep:
+            place = self.kept - 1
+            self._draws[:, place % self.held] = proposal
+            self.trace.acceptance[:, place] = acceptance.double().cpu()
+            self.trace.distance[:, place] = (proposal - self.w_star).norm(dim=-1).double().cpu()

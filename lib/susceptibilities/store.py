@@ -7,10 +7,13 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+import xarray as xr
 
 
 @contextmanager
@@ -32,6 +35,17 @@ def atomic_path(path: Path) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
+
+
+def open_zarr(path: Path) -> xr.Dataset:
+    """Open a Zarr store; its arrays are read when they are used, or by ``.load()``.
+
+    Snakemake leaves a timestamp in the folders that its rules make; Zarr's warning of that one
+    file is silenced, and no other.
+    """
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", r"Object at \.snakemake_timestamp ", UserWarning)
+        return xr.open_zarr(path, consolidated=False)
 
 
 def write_json(path: Path, value: Any) -> None:

@@ -12,12 +12,13 @@ import numpy as np
 import polars as pl
 import torch
 
+from .chains import Chains
 from .components import component
 from .diagnostics import autocorrelation, split_rhat, unhealthy
 from .losses import component_losses, context_losses
-from .models.attention_only import AttentionOnly
+from .models.transformer import Transformer
 from .posterior import SamplerConfig
-from .sampling import Chains, sample_component
+from .sampling import sample_component
 from .tokens import Contexts
 
 # Bounds of the criteria; a setting that misses one is named for it in the table.
@@ -59,7 +60,7 @@ def one_at_a_time(
 
 
 def sweep(
-    model: AttentionOnly,
+    model: Transformer,
     names: Sequence[str],
     base: Contexts,
     pool: Contexts,

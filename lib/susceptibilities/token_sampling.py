@@ -1,6 +1,7 @@
-"""From a checkpoint to the moments of every token's loss: streamed, so no chain is kept.
+"""From a checkpoint to the moments of every token's loss: no loss of a single draw is kept.
 
-Memory and disk are those of two numbers a chain and token, however many draws there are.
+Memory and disk are those of two numbers a chain and token (four with a control variate), however
+many draws there are.
 """
 
 from __future__ import annotations
@@ -14,12 +15,18 @@ import numpy as np
 import polars as pl
 import torch
 import xarray as xr
+from jaxtyping import Float
+from numpy.typing import NDArray
+from torch import Tensor
 
+from .chains import Block, Chains, collect
+from .evaluation import Evaluation
 from .losses import token_losses_at
-from .models.attention_only import AttentionOnly
+from .models.transformer import Transformer
+from .parts import Job, component_parts, device_name, read_part, write_store
 from .posterior import SamplerConfig
-from .sampling import Chains, Job, component_parts, device_name
-from .store import atomic_path, fingerprint
+from .sampling import DIAGNOSTIC_UNITS
+from .store import fingerprint
 from .tokens import Contexts
 
 _UNITS = {
@@ -27,6 +34,10 @@ _UNITS = {
     "square_g": "sum over draws of (L_n - mean)^2",
     "mean_shift": "nats: mean over draws of a token's loss minus its value at w*",
     "comoment": "sum over draws of (L_n - mean)(token's loss - mean)",
+    "control_g": "nats per token: what the control variate takes off mean_g",
+    "control_square": "what it takes off square_g",
+    "control_shift": "nats: what it takes off mean_shift",
+    "control_comoment": "what it takes off comoment",
     "star": "nats: a token's loss at w*",
 }
 
@@ -66,44 +77,92 @@ def read_probes(folder: Path, contexts: int) -> dict[str, Contexts]:
 
 
 class StreamedMoments:
-    """Running moments of g (chain,) and of token shifts s (chain, token), one draw at a time."""
+    """Moments of g and of token shifts s over the draws; a `chains.Collector`.
 
-    def __init__(self, chains: int, tokens: int) -> None:
-        self.count = 0
-        self.mean_g, self.square_g = np.zeros(chains), np.zeros(chains)
-        self.mean_shift, self.comoment = np.zeros((chains, tokens)), np.zeros((chains, tokens))
+    The evaluated contexts after the base ones are the tokens'. Deviations are from a group of
+    draws' own mean, in float64, and groups are merged (Chan, Golub and LeVeque 1983).
+    """
 
-    def add(self, g: np.ndarray, shift: np.ndarray) -> None:
-        """Welford's update, in float64."""
-        self.count += 1
-        before = g - self.mean_g
-        self.mean_g += before / self.count
-        self.square_g += before * (g - self.mean_g)
-        self.mean_shift += (shift - self.mean_shift) / self.count
-        self.comoment += before[:, None] * (shift - self.mean_shift)
-
-
-def token_moments(chains: Chains, base: int) -> xr.Dataset:
-    """Run the chains of one component; moments of (g, s) of every token after ``base`` contexts."""
-    _, contexts, length = chains.star.shape
-    moments = StreamedMoments(chains.sampler.chains, (contexts - base) * length)
-    for shift in chains.shifts():
-        g = shift[:, :base].double().mean((1, 2))
-        tokens = shift[:, base:].flatten(1).double()
-        moments.add(g.cpu().numpy(), tokens.cpu().numpy())
-    return xr.Dataset(
-        {
-            "mean_g": (("chain",), moments.mean_g),
-            "square_g": (("chain",), moments.square_g),
-            "mean_shift": (("chain", "token"), moments.mean_shift),
-            "comoment": (("chain", "token"), moments.comoment),
-            **chains.diagnostics(),
+    def __init__(self, chains: Chains) -> None:
+        if not chains.base:
+            raise ValueError("the moments of tokens need the base contexts of their observable")
+        self.chains = chains
+        contexts, length = chains.evaluated.tokens.shape
+        # A loss for every token after the first.
+        self._positions = length - 1
+        count = (contexts - chains.base) * self._positions
+        shapes = {"mean_shift": (count,), "comoment": (count,)}
+        # Those of g are of the mean loss of the base contexts.
+        if chains.control_variate != "none":
+            shapes |= {"control_shift": (count,), "control_g": ()}
+        if chains.control_variate == "linear":
+            shapes |= {"control_comoment": (count,), "control_square": ()}
+        self.arrays: dict[str, NDArray[np.float64]] = {
+            name: np.zeros((chains.sampler.chains, *shape)) for name, shape in shapes.items()
         }
-    )
+
+    def add(self, block: Block) -> None:
+        base = block.rows.stop <= self.chains.base
+        if block.shift is not None and not base:
+            self._add_shift(block.shift.double().flatten(2), block)
+        draws = self.chains.sampler.draws
+        for values, name, of_g, size in (
+            (block.control, "control_shift", "control_g", 1),
+            (block.control_covariance, "control_comoment", "control_square", draws),
+        ):
+            if values is None:
+                continue
+            if base:
+                share = size / (self.chains.base * self._positions)
+                self.arrays[of_g] += share * values.sum((1, 2)).cpu().numpy()
+            else:
+                self.arrays[name][:, self._places(block)] = size * values.flatten(1).cpu().numpy()
+
+    def _places(self, block: Block) -> slice:
+        """Where the block's tokens are among all tokens."""
+        first, last = block.rows.start - self.chains.base, block.rows.stop - self.chains.base
+        return slice(first * self._positions, last * self._positions)
+
+    def _add_shift(self, shift: Float[Tensor, "chain draw token"], block: Block) -> None:
+        before, own = block.draws.start, block.draws.stop - block.draws.start
+        g, places = self.chains.g, self._places(block)
+        mean, mean_g = shift.mean(1), g[:, block.draws].mean(1)
+        deviation = g[:, block.draws] - mean_g[:, None]
+        comoment = torch.einsum("cd,cdt->ct", deviation, shift - mean[:, None])
+        held, held_mean = self.arrays["comoment"], self.arrays["mean_shift"]
+        if before:
+            share = own / (before + own)
+            step = mean.cpu().numpy() - held_mean[:, places]
+            step_g = (mean_g - g[:, :before].mean(1)).cpu().numpy()
+            held[:, places] += comoment.cpu().numpy() + before * share * step_g[:, None] * step
+            held_mean[:, places] += share * step
+        else:
+            held[:, places], held_mean[:, places] = comoment.cpu().numpy(), mean.cpu().numpy()
+
+    def dataset(self) -> xr.Dataset:
+        g = self.chains.g.cpu().numpy()
+        mean_g = g.mean(1)
+        variables = {
+            name: (("chain", "token") if array.ndim == 2 else ("chain",), array)
+            for name, array in self.arrays.items()
+        }
+        return xr.Dataset(
+            {
+                "mean_g": (("chain",), mean_g),
+                "square_g": (("chain",), np.square(g - mean_g[:, None]).sum(1)),
+                **variables,
+                **self.chains.diagnostics(),
+            }
+        )
+
+
+def token_moments(chains: Chains) -> xr.Dataset:
+    """Run the chains of one component; moments of g, and of every token after the base contexts."""
+    return collect(chains, StreamedMoments(chains))
 
 
 def sample_tokens(
-    model: AttentionOnly,
+    model: Transformer,
     names: list[str],
     texts: TokenTexts,
     sampler: SamplerConfig,
@@ -113,40 +172,35 @@ def sample_tokens(
     out: Path,
     device: torch.device,
     report: Callable[[str], None] = print,
+    evaluation: Evaluation | None = None,
 ) -> None:
     """Sample some components of one checkpoint and write the tokens' moments to ``out`` (Zarr).
 
     A run may be split into shards of components; `per_token.TokenMoments.of` puts them
-    together. An interrupted shard goes on, see `sampling.component_parts`.
+    together. An interrupted shard goes on, see `parts.component_parts`.
 
     Raises:
         ValueError: every chain of a component diverged.
         RuntimeError: another process is writing the same store.
     """
+    evaluation = evaluation or Evaluation()
     identity = {
         "step": step,
         "model": model_hash,
         "texts": texts.identity(),
         "sampler": sampler.model_dump(),
+        "evaluation": evaluation.model_dump(),
         "seed": seed,
         "per_token": True,
     }
     # Its own chains: those of the dataset susceptibilities are an independent measurement.
     label = f"step {step} per-token"
-    job = Job(model, texts.evaluated(), texts.pool, sampler, seed, label, identity)
-    base = len(texts.base)
-
-    def work(chains: Chains) -> xr.Dataset:
-        return token_moments(chains, base)
-
-    with component_parts(job, names, work, out, device, report) as parts:
-        data = xr.concat(parts, "component", join="exact", coords="minimal", compat="override")
-        tokens = torch.from_numpy(texts.evaluated()[base:].astype(np.int64)).to(device)
+    base, contexts = len(texts.base), texts.evaluated()
+    job = Job(model, contexts, texts.pool, sampler, seed, label, identity, base, evaluation)
+    with component_parts(job, names, StreamedMoments, out, device, report) as parts:
+        tokens = torch.from_numpy(contexts[base:].astype(np.int64)).to(device)
         star = token_losses_at(model, tokens).double().flatten().cpu().numpy()
-        data = data.assign(star=(("token",), star))
-        for name, units in _UNITS.items():
-            data[name].attrs["units"] = units
-        data.attrs = {
+        attributes = {
             "identity": fingerprint(identity),
             "component": names,
             "step": step,
@@ -154,11 +208,13 @@ def sample_tokens(
             "localization": sampler.localization,
             "draws": sampler.draws,
             "sampler": sampler.model_dump(),
+            "evaluation": evaluation.model_dump(),
+            "evaluations": evaluation.count(sampler.draws),
             "seed": seed,
             "device": device_name(device),
         }
-        with atomic_path(out) as temporary:
-            data.to_zarr(temporary, zarr_format=3, consolidated=False)
+        shared = xr.Dataset({"star": (("token",), star)}, attrs=attributes)
+        write_store(out, map(read_part, parts), shared, {**_UNITS, **DIAGNOSTIC_UNITS})
 
 
 def token_table(

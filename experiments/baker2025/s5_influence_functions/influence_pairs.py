@@ -14,7 +14,6 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import xarray as xr
 from influence_kinds import REPEATS, Array, Pairs, correlation_by_unit, kinds_of_pairs
 
 from susceptibilities.console import run
@@ -28,7 +27,7 @@ from susceptibilities.influence import (
     merge_all,
 )
 from susceptibilities.jackknife import jackknife_se
-from susceptibilities.store import atomic_path, write_json
+from susceptibilities.store import atomic_path, open_zarr, write_json
 
 FOLDER = "baker2025/s5_influence_functions"
 CONVENTIONS: dict[str, Convention] = {"correlation": CORRELATION, "influence": BAKER}
@@ -96,9 +95,7 @@ def load_runs(folder: Path) -> dict[str, Array]:
 
     Chains of one number have the same noise, so they are kept or left out together.
     """
-    stores = {
-        name: xr.open_zarr(folder / f"{name}.zarr", consolidated=False).load() for name in RUNS
-    }
+    stores = {name: open_zarr(folder / f"{name}.zarr").load() for name in RUNS}
     reasons = [
         unhealthy(
             data["died"].values,

@@ -10,11 +10,11 @@ import torch
 from influence_kinds import REPEATS
 
 from susceptibilities.console import Progress, run
-from susceptibilities.influence import loss_traces
+from susceptibilities.influence import LossTraces
 from susceptibilities.losses import token_losses_at
 from susceptibilities.models.loading import checkpoint_path, load_checkpoint
+from susceptibilities.parts import Job, component_parts, device_name, read_part
 from susceptibilities.posterior import SamplerConfig
-from susceptibilities.sampling import Job, component_parts, device_name
 from susceptibilities.store import atomic_path, file_sha256, fingerprint, read_json
 from susceptibilities.structure import repeated_sequences
 from susceptibilities.token_sampling import read_probes, token_table
@@ -85,8 +85,8 @@ def main() -> None:
             model, contexts, pool, sampler, settings["seed"], f"step {step} influence", identity
         )
         target = out / f"{name}.zarr"
-        with component_parts(job, [args.component], loss_traces, target, device, report) as parts:
-            data = parts[0]
+        with component_parts(job, [args.component], LossTraces, target, device, report) as parts:
+            data = read_part(parts[0])
             data["shift"].attrs["units"] = "nats: a token's loss minus its value at w*"
             data.attrs = {**identity, "component": args.component, "device": device_name(device)}
             with atomic_path(target) as path:
