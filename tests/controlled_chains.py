@@ -1,4 +1,4 @@
-"""SGLD on quadratic losses in plain NumPy, with its control variates, as stores of the samplers.
+"""SGLD on quadratic losses in plain NumPy, with its control variate, as stores of the samplers.
 
 Context i has loss b_i . w + w' H_i w / 2 and w* = 0, so the derivative of its loss at w* along a
 direction is b_i times it, and the stationary law of the chains is a known Gaussian
@@ -44,16 +44,6 @@ class Drawn:
         """What the control variate takes off the mean of every loss, (chain, context)."""
         return self.direction @ self.model.b.numpy().T
 
-    @property
-    def control_comoment(self) -> np.ndarray:
-        """What it takes off the comoments with the mean loss of the base, (chain, context)."""
-        g = self.shift[..., :BASE].mean(-1)
-        draws = self.weights.shape[1]
-        centred = self.weights - self.weights.mean(1, keepdims=True)
-        along = np.einsum("cd,cdp->cp", g - g.mean(1, keepdims=True), centred) / draws
-        along -= np.square(centred).mean() * self.mean_gradient
-        return draws * along @ self.model.b.numpy().T
-
 
 def sgld(model: Quadratic, config: SamplerConfig, seed: int, stationary: bool = True) -> Drawn:
     """Chains with full-batch gradients of the base contexts.
@@ -98,7 +88,7 @@ def _diagnostics(drawn: Drawn) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
     }
 
 
-def token_shard(parts: dict[str, Drawn], linear_too: bool = False) -> xr.Dataset:
+def token_shard(parts: dict[str, Drawn]) -> xr.Dataset:
     """A store of `token_sampling.sample_tokens`; every context after the base is a token."""
     found = []
     for drawn in parts.values():
@@ -115,13 +105,8 @@ def token_shard(parts: dict[str, Drawn], linear_too: bool = False) -> xr.Dataset
             ),
             "control_g": (("chain",), control[:, :BASE].mean(1)),
             "control_shift": (("chain", "token"), control[:, BASE:]),
-            "control_square": (("chain",), np.zeros(len(g))),
             **_diagnostics(drawn),
         }
-        if linear_too:
-            comoment = drawn.control_comoment
-            variables["control_square"] = (("chain",), comoment[:, :BASE].mean(1))
-            variables["control_comoment"] = (("chain", "token"), comoment[:, BASE:])
         found.append(xr.Dataset(variables))
     data = xr.concat(found, "component")
     config = next(iter(parts.values())).config
@@ -134,7 +119,7 @@ def token_shard(parts: dict[str, Drawn], linear_too: bool = False) -> xr.Dataset
         "localization": config.localization,
         "draws": config.draws,
         "sampler": config.model_dump(),
-        "evaluations": {"draws": config.draws, "control": 4 if linear_too else 2},
+        "evaluations": {"draws": config.draws, "control": 2},
         "precision": ["float32"] * count,
         "seconds": [{"sampling": 2.0, "draws": 3.0, "control": 1.0}] * count,
     }

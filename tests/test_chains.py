@@ -13,6 +13,7 @@ from torch import Tensor
 
 from quadratic import Quadratic, random_quadratic
 from susceptibilities import chains as module
+from susceptibilities.blocks import memory_limits
 from susceptibilities.chains import Chains
 from susceptibilities.evaluation import Evaluation
 from susceptibilities.losses import Prepared
@@ -55,17 +56,23 @@ def flat(model: Quadratic) -> Quadratic:
 
 
 def gather(chains: Chains) -> dict[str, NDArray]:
-    """All blocks together: shift (chain, draw, context), the controls (chain, context)."""
+    """All blocks together: shift (chain, draw, context), control (chain, context)."""
     c, contexts = chains.sampler, len(chains.evaluated.tokens)
-    found = {"shift": np.zeros((c.chains, c.draws, contexts))}
-    found |= {name: np.zeros((c.chains, contexts)) for name in ("control", "control_covariance")}
+    found = {
+        "shift": np.zeros((c.chains, c.draws, contexts)),
+        "control": np.zeros((c.chains, contexts)),
+    }
     for block in chains.blocks():
-        if block.shift is not None:
-            found["shift"][:, block.draws, block.rows] = block.shift[..., 0]
-        for name in ("control", "control_covariance"):
-            if (values := getattr(block, name)) is not None:
-                found[name][:, block.rows] = values[..., 0]
+        found["shift"][:, block.draws, block.rows] = block.shift[..., 0]
+        if block.control is not None:
+            found["control"][:, block.rows] = block.control[..., 0]
     return found
+
+
+def limit(monkeypatch: pytest.MonkeyPatch, **sizes: int) -> None:
+    """Hold less at a time than a CPU allows."""
+    limits = replace(memory_limits("cpu"), **sizes)
+    monkeypatch.setattr(module, "memory_limits", lambda device: limits)
 
 
 def test_shifts_are_the_losses_of_the_draws_that_the_sampler_keeps() -> None:
@@ -82,15 +89,14 @@ def test_blocks_and_groups_of_draws_change_nothing(
     monkeypatch: pytest.MonkeyPatch, held: int, contexts: int
 ) -> None:
     whole, whole_tokens = sample_component(chains_of()), token_moments(chains_of())
-    monkeypatch.setattr(module, "DRAW_BYTES", held * 3 * SIZE * 8)
-    # Beside the draws a chain has four weight vectors for the slopes.
-    monkeypatch.setitem(module.BLOCK_BYTES, "cpu", contexts * 3 * (held + 4) * 2 * 8)
+    # Beside the draws a chain has two weight vectors for the control variate.
+    losses = contexts * 3 * (held + 2) * 2 * 8
+    limit(monkeypatch, draws=held * 3 * SIZE * 8, losses=losses)
     chains = chains_of()
     sizes, spans = [], []
     for block in chains.blocks():
         spans.append(block.rows)
-        if block.shift is not None:
-            sizes.append(block.shift.shape)
+        sizes.append(block.shift.shape)
     assert max(shape[1] for shape in sizes) == held
     assert max(shape[2] for shape in sizes) == min(contexts, CONTEXTS - BASE)
     assert all(span.stop <= BASE or span.start >= BASE for span in spans)
@@ -104,34 +110,27 @@ def test_blocks_and_groups_of_draws_change_nothing(
 
 
 def test_no_block_grows_with_the_number_of_tokens(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(module.BLOCK_BYTES, "cpu", 6 * 3 * (7 + 4) * 2 * 8)
+    limit(monkeypatch, losses=6 * 3 * (7 + 2) * 2 * 8)
 
     def largest(contexts: int) -> int:
         model = random_quadratic(contexts, SIZE, list(range(SIZE)))
-        return max(b.shift.numel() for b in chains_of(model).blocks() if b.shift is not None)
+        return max(b.shift.numel() for b in chains_of(model).blocks())
 
     assert largest(30) == largest(300) == 6 * 3 * 7
 
 
-def test_the_control_is_the_slope_along_the_directions_of_the_draws() -> None:
-    """a and b from the kept draws by themselves; on a quadratic, the difference is exact."""
+def test_the_control_is_the_slope_along_the_direction_of_the_draws() -> None:
+    """a from the kept draws by themselves; on a quadratic, the difference is exact."""
     model = random_quadratic(CONTEXTS, SIZE, list(range(SIZE)))
     chains = chains_of(model)
     found = gather(chains)
     moved, gradient = chains.run.draws.numpy(), chains.run.mean_gradient.numpy()
     a = moved.mean(1) + CONFIG.n_beta / CONFIG.localization * gradient
-    g = found["shift"][..., :BASE].mean(-1)
-    cov = np.einsum("cd,cdp->cp", g - g.mean(1, keepdims=True), moved) / CONFIG.draws
-    b = cov - moved.var(1).mean() * gradient
     slopes = model.b.numpy()
     np.testing.assert_allclose(found["control"], a @ slopes.T, rtol=1e-9, atol=1e-12)
-    np.testing.assert_allclose(found["control_covariance"], b @ slopes.T, rtol=1e-9, atol=1e-14)
     data = token_moments(chains_of(model))
     np.testing.assert_allclose(data["control_g"], found["control"][:, :BASE].mean(-1), rtol=1e-9)
     np.testing.assert_allclose(data["control_shift"], found["control"][:, BASE:], rtol=1e-9)
-    scaled = CONFIG.draws * found["control_covariance"]
-    np.testing.assert_allclose(data["control_square"], scaled[:, :BASE].mean(-1), rtol=1e-9)
-    np.testing.assert_allclose(data["control_comoment"], scaled[:, BASE:], rtol=1e-9)
 
 
 def test_of_a_linear_loss_all_noise_of_the_mean_is_taken_off() -> None:
@@ -146,14 +145,24 @@ def test_of_a_linear_loss_all_noise_of_the_mean_is_taken_off() -> None:
     np.testing.assert_allclose(corrected, np.broadcast_to(exact, corrected.shape), atol=1e-12)
     assert np.abs(found["shift"].mean(1) - exact).min(1).max() > 1e-4
 
-    # Of the covariance, all but the noise of the one variance that all weights share.
-    g = found["shift"][..., :BASE].mean(-1)
-    cov = np.einsum("cd,cdt->ct", g - g.mean(1, keepdims=True), found["shift"]) / config.draws
-    variance = chains.run.draws.numpy().var(1).mean()
-    corrected = cov - found["control_covariance"]
-    np.testing.assert_allclose(
-        corrected, np.broadcast_to(variance * slopes @ pool, cov.shape), atol=1e-12
-    )
+
+class Cubic(Quadratic):
+    """Loss b . w + w'Hw / 2 + sum w^3."""
+
+    def shifts(self, weights: Tensor, prepared: Prepared, rows: slice | None = None) -> Tensor:
+        return super().shifts(weights, prepared, rows) + weights.pow(3).sum(-1)[:, None, None]
+
+
+def test_the_control_is_the_odd_part_of_the_loss_over_the_direction_itself() -> None:
+    """Higher odd orders are those at w* + a, not those of a step of another length."""
+    model = random_quadratic(CONTEXTS, SIZE, list(range(SIZE)))
+    chains = chains_of(Cubic(model.linear, model.square, model.kept))
+    found = gather(chains)
+    moved, gradient = chains.run.draws.numpy(), chains.run.mean_gradient.numpy()
+    a = moved.mean(1) + CONFIG.n_beta / CONFIG.localization * gradient
+    odd = (a**3).sum(-1, keepdims=True)
+    np.testing.assert_allclose(found["control"], a @ model.b.numpy().T + odd, rtol=1e-9, atol=1e-14)
+    assert np.abs(odd).min() > 1e-8
 
 
 class Quartic(Quadratic):
@@ -176,11 +185,11 @@ def test_the_direction_has_expectation_zero_whatever_the_loss() -> None:
     config = CONFIG.model_copy(update={"chains": 3000, "burn_in": 60, "localization": 5.0})
 
     def t_of_mean(config: SamplerConfig) -> NDArray:
-        chains = chains_of(model, config, "mean")
+        chains = chains_of(model, config)
         chains.run.advance(config.draws)
-        assert chains._moved is not None
-        chains._moved.add(chains.run.draws)
-        a = chains._moved.a(chains.run).numpy()
+        assert chains._direction is not None
+        chains._direction.add(chains.run.draws)
+        a = chains._direction.a(chains.run).numpy()
         return a.mean(0) / (a.std(0, ddof=1) / np.sqrt(len(a)))
 
     bound = stats.norm.isf(0.001 / SIZE)
@@ -223,7 +232,6 @@ def test_a_diverged_chain_leaves_the_others_controls_alone() -> None:
     for name in ("shift", "control"):
         np.testing.assert_array_equal(found[name][[0, 2]], expected[name][[0, 2]])
         assert np.isfinite(found[name]).all()
-    assert np.isfinite(found["control_covariance"]).all()
 
 
 class Inexact(Quadratic):
@@ -254,7 +262,7 @@ def test_narrow_losses_are_used_where_their_error_is_within_the_budget(
     assert chains_of(exact).precision == "float32"
 
 
-@pytest.mark.parametrize("control", ["none", "mean", "linear"])
+@pytest.mark.parametrize("control", ["none", "linear"])
 def test_evaluations_are_counted(control: str) -> None:
     class Counting(Quadratic):
         evaluated = 0
@@ -276,8 +284,6 @@ def test_evaluations_are_counted(control: str) -> None:
 
 def test_settings_that_cannot_be_exact_are_refused() -> None:
     with pytest.raises(ValueError, match=r"needs sampler\.method: sgld"):
-        chains_of(config=CONFIG.model_copy(update={"method": "rmsprop"}), control="mean")
-    with pytest.raises(ValueError, match="base contexts"):
-        replace(chains_of(control="none"), base=0, control_variate="linear")
+        chains_of(config=CONFIG.model_copy(update={"method": "rmsprop"}), control="linear")
     with pytest.raises(ValueError, match="base contexts"):
         token_moments(replace(chains_of(control="none"), base=0))

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -21,6 +22,7 @@ import test_token_sampling
 from susceptibilities import chains as chains_module
 from susceptibilities import parts
 from susceptibilities import saver as saver_module
+from susceptibilities.blocks import memory_limits
 from susceptibilities.chains import Chains
 from susceptibilities.evaluation import Evaluation
 from susceptibilities.parts import _batches
@@ -44,8 +46,8 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cut_small(set_value: Callable[[object, str, object], None]) -> None:
-    set_value(chains_module, "BLOCK_BYTES", {"cpu": 8 * 4 * 2 * 6 * 4})
-    set_value(chains_module, "DRAW_BYTES", 12_000)
+    limits = replace(memory_limits("cpu"), draws=12_000, losses=8 * 4 * 2 * 6 * 4)
+    set_value(chains_module, "memory_limits", lambda device: limits)
     set_value(saver_module, "SAVE_SECONDS", 0.0)
     set_value(saver_module, "SAVE_SHARE", float("inf"))
 
@@ -100,7 +102,7 @@ def test_killed_anywhere_any_number_of_times_it_gives_the_same_bits(
 def test_a_killed_run_goes_on_where_it_was_saved(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Within the sampling, between blocks, and in the control variate's blocks."""
+    """Within the sampling, between blocks, and in those that have the control variate."""
     saves: list[tuple[int, int]] = []
     save = Saver.save
 
@@ -199,7 +201,8 @@ def test_a_state_that_cannot_be_used_is_not(
     out = tmp_path / "s.zarr"
 
     def other_blocks(path: Path) -> None:
-        monkeypatch.setattr(chains_module, "BLOCK_BYTES", {"cpu": 1 << 24})
+        limits = replace(memory_limits("cpu"), draws=12_000)
+        monkeypatch.setattr(chains_module, "memory_limits", lambda device: limits)
 
     for spoil in (truncate, lambda path: path.write_bytes(b"x"), other_blocks):
         with monkeypatch.context() as patch:
@@ -292,7 +295,8 @@ def test_activations_are_kept_within_a_limit(
     text = test_sampling.texts()
     found = []
     for number, limit in enumerate((1 << 30, 0)):
-        monkeypatch.setattr(parts, "ACTIVATION_BYTES", limit)
+        limits = replace(memory_limits("cpu"), activations=limit)
+        monkeypatch.setattr(parts, "memory_limits", lambda device, limits=limits: limits)
         job = parts.Job(
             test_sampling.small_model(),
             text.evaluated(),

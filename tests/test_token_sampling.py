@@ -92,20 +92,14 @@ def test_the_store_equals_traces_along_the_same_chains(
 def test_the_control_variate_is_stored_beside_the_moments(tmp_path: Path) -> None:
     plain = sample(tmp_path / "plain.zarr")
     assert plain.attrs["evaluations"] == {"draws": SAMPLER.draws, "control": 0}
-    controls: dict[str, set[str]] = {
-        "mean": {"control_g", "control_shift"},
-        "linear": {"control_g", "control_shift", "control_square", "control_comoment"},
-    }
-    for kind, count in (("mean", 2), ("linear", 4)):
-        evaluation = Evaluation(control_variate=kind)  # type: ignore[arg-type]
-        data = sample(tmp_path / f"{kind}.zarr", evaluation=evaluation)
-        assert {str(n) for n in data if "control" in str(n)} == controls[kind]
-        assert data["control_g"].dims == ("component", "chain")
-        assert data["control_shift"].dims == ("component", "chain", "token")
-        for name in plain.data_vars:
-            np.testing.assert_allclose(plain[name], data[name], rtol=1e-4, atol=1e-7)
-        assert data.attrs["evaluations"] == {"draws": SAMPLER.draws, "control": count}
-        assert all(variable.attrs["units"] for variable in data.data_vars.values())
+    data = sample(tmp_path / "linear.zarr", evaluation=Evaluation(control_variate="linear"))
+    assert {str(n) for n in data if "control" in str(n)} == {"control_g", "control_shift"}
+    assert data["control_g"].dims == ("component", "chain")
+    assert data["control_shift"].dims == ("component", "chain", "token")
+    for name in plain.data_vars:
+        np.testing.assert_allclose(plain[name], data[name], rtol=1e-4, atol=1e-7)
+    assert data.attrs["evaluations"] == {"draws": SAMPLER.draws, "control": 2}
+    assert all(variable.attrs["units"] for variable in data.data_vars.values())
 
 
 def test_shards_hold_what_the_whole_holds(tmp_path: Path) -> None:
@@ -123,7 +117,7 @@ def test_identity_names_everything_the_result_depends_on(tmp_path: Path) -> None
     for other in (
         sample(tmp_path / "2.zarr", ["full"], seed=4),
         sample(tmp_path / "3.zarr", ["full"], model_hash="other"),
-        sample(tmp_path / "4.zarr", ["full"], evaluation=Evaluation(control_variate="mean")),
+        sample(tmp_path / "4.zarr", ["full"], evaluation=Evaluation(control_variate="linear")),
     ):
         assert other.attrs["identity"] != first.attrs["identity"]
     assert first.attrs["identity"] == fingerprint(

@@ -21,7 +21,9 @@ _CPU_STREAM_ROWS = 4096
 _GPU_MOST_LOGITS = 1 << 29
 _GPU_MOST_STREAM_ROWS = 1 << 17
 _GPU_LEAST_ROWS = 256
-# Shares of a GPU's free memory. A tenth is left for the allocator's gaps.
+# And a run can be resumed between blocks of losses: some minutes of work at most.
+_GPU_MOST_LOSSES_BYTES = 1 << 26
+# Shares of a GPU's memory. A tenth is left for the model and the allocator's gaps.
 _LOGITS, _STREAM, _DRAWS, _ACTIVATIONS, _PROJECTED, _LOSSES = 0.2, 0.2, 0.15, 0.2, 0.1, 0.05
 # Arrays of a block of logits that are alive together: at w*, changed, their product or slope.
 LOGITS_COPIES = 3
@@ -59,10 +61,10 @@ class Limits:
     losses: int
 
 
-def free_memory(device: torch.device | str) -> int:
-    """Bytes that can be had on a GPU; what torch has reserved and does not use is free, too."""
-    unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + unused
+def total_memory(device: torch.device | str) -> int:
+    """Bytes of a GPU. Not those that are free at the moment: the sizes of blocks, and with them
+    the last bits of a result, must not depend on the moment."""
+    return torch.cuda.get_device_properties(device).total_memory
 
 
 def stream_numbers(shape: Shape) -> int:
@@ -80,55 +82,56 @@ def saved_numbers(shape: Shape) -> int:
     return shape.d_model + (6 if hidden else 4) * inner_width(shape) + hidden
 
 
-def logit_rows(device: torch.device, d_vocab: int, free: int | None = None) -> int:
-    """Rows of logits held at a time; ``free`` as for `losses_blocks`."""
+def logit_rows(device: torch.device, d_vocab: int, memory: int | None = None) -> int:
+    """Rows of logits held at a time; ``memory`` as for `losses_blocks`."""
     if device.type == "cpu":
         return min(_CPU_MOST_LOGIT_ROWS, max(_CPU_LEAST_LOGIT_ROWS, _CPU_LOGITS // d_vocab))
-    if free is None:
-        free = free_memory(device)
-    return min(_GPU_MOST_LOGITS, int(free * _LOGITS) // (LOGITS_COPIES * FLOAT)) // d_vocab
+    if memory is None:
+        memory = total_memory(device)
+    return min(_GPU_MOST_LOGITS, int(memory * _LOGITS) // (LOGITS_COPIES * FLOAT)) // d_vocab
 
 
 def losses_blocks(
-    device: torch.device | str, shape: Shape, draws: int, free: int | None = None
+    device: torch.device | str, shape: Shape, draws: int, memory: int | None = None
 ) -> Blocks:
     """Sizes of blocks for ``draws`` weight vectors that are evaluated together.
 
     Args:
-        free: bytes that may be used on a GPU; what is free on the device by default.
+        memory: bytes that may be used on a GPU; all of the device's by default.
 
     Raises:
-        ValueError: no draws, or less than the smallest block fits in ``free``.
+        ValueError: no draws, or less than the smallest block fits in ``memory``.
     """
     if draws < 1:
         raise ValueError(f"blocks are for at least one draw, found {draws}")
     device = torch.device(device)
     if device.type == "cpu":
         return Blocks(logit_rows(device, shape.d_vocab), _CPU_STREAM_ROWS)
-    if free is None:
-        free = free_memory(device)
-    rows = logit_rows(device, shape.d_vocab, free)
-    stream = int(free * _STREAM) // (FLOAT * stream_numbers(shape))
+    if memory is None:
+        memory = total_memory(device)
+    rows = logit_rows(device, shape.d_vocab, memory)
+    stream = int(memory * _STREAM) // (FLOAT * stream_numbers(shape))
     # More rows than the draws of one block of logits have are never stacked.
     stream = min(_GPU_MOST_STREAM_ROWS, stream, draws * rows)
     if min(rows, stream) < _GPU_LEAST_ROWS:
         raise ValueError(
-            f"{free / 1e9:.2f} GB of free memory on {device} hold {rows} rows of logits "
+            f"{memory / 1e9:.2f} GB of memory on {device} hold {rows} rows of logits "
             f"(vocabulary {shape.d_vocab}) and {stream} rows of activations; expected "
-            f"{_GPU_LEAST_ROWS} of each at least: free memory, or use a smaller model"
+            f"{_GPU_LEAST_ROWS} of each at least: use a device with more, or a smaller model"
         )
     return Blocks(rows, stream)
 
 
-def memory_limits(device: torch.device | str, free: int | None = None) -> Limits:
-    """What may be kept; ``free`` as for `losses_blocks`."""
+def memory_limits(device: torch.device | str, memory: int | None = None) -> Limits:
+    """What may be kept; ``memory`` as for `losses_blocks`."""
     device = torch.device(device)
     if device.type == "cpu":
         return Limits(1 << 29, 1 << 31, 1 << 28, 1 << 24)
-    if free is None:
-        free = free_memory(device)
+    if memory is None:
+        memory = total_memory(device)
     shares = (_DRAWS, _ACTIVATIONS, _PROJECTED, _LOSSES)
-    return Limits(*(int(free * share) for share in shares))
+    draws, activations, projected, losses = (int(memory * share) for share in shares)
+    return Limits(draws, activations, projected, min(losses, _GPU_MOST_LOSSES_BYTES))
 
 
 def row_bytes(shape: Shape, layers: int) -> int:
@@ -137,12 +140,12 @@ def row_bytes(shape: Shape, layers: int) -> int:
 
 
 def gradient_rows(
-    device: torch.device | str, shape: Shape, layers: int, free: int | None = None
+    device: torch.device | str, shape: Shape, layers: int, memory: int | None = None
 ) -> int:
     """Rows (chains * batch * positions) whose gradients may be computed together on a GPU.
 
-    ``free`` as for `losses_blocks`; half of it, since draws and activations are kept as well.
+    ``memory`` as for `losses_blocks`; half of it, since draws and activations are kept as well.
     """
-    if free is None:
-        free = free_memory(device)
-    return max(1, free // 2 // row_bytes(shape, layers))
+    if memory is None:
+        memory = total_memory(device)
+    return max(1, memory // 2 // row_bytes(shape, layers))

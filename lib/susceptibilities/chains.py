@@ -21,15 +21,12 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from torch import Tensor
 
-from .directions import Directions
+from .blocks import memory_limits
+from .directions import Direction
 from .evaluation import BUDGET, ControlVariate, Precision, precision_error
 from .losses import ComponentLosses, Prepared
 from .posterior import Sampler, SamplerConfig
 
-# Draws up to this size are held at a time.
-DRAW_BYTES = 1 << 29
-# Losses of a block, all chains and held draws together: some ten seconds of work.
-BLOCK_BYTES = {"cpu": 1 << 24, "cuda": 1 << 26}
 # What the error of bfloat16 is measured on: the first contexts, the first draws of every chain.
 _CHECKED_CONTEXTS = 8
 _CHECKED_DRAWS = 8
@@ -37,23 +34,20 @@ _CHECKED_DRAWS = 8
 
 @dataclass(frozen=True)
 class Block:
-    """Losses of some contexts: along some draws, or of the control variate.
+    """Losses of some contexts along some draws.
 
     Attributes:
         rows: which of the evaluated contexts.
-        draws: which draws ``shift`` has; none where it is None.
+        draws: which draws ``shift`` has.
         shift: losses minus those at w*, (chain, draw, context, position-1).
         control: what the control variate takes off the mean over draws of each loss's shift,
-            (chain, context, position-1).
-        control_covariance: what it takes off the covariance over draws (with 1 / draws) of each
-            loss with the mean loss of the base contexts, likewise.
+            (chain, context, position-1); with the last draws, if there is one.
     """
 
     rows: slice
     draws: slice
-    shift: Tensor | None = None
+    shift: Tensor
     control: Tensor | None = None
-    control_covariance: Tensor | None = None
 
 
 class Collector(Protocol):
@@ -96,7 +90,7 @@ class Chains:
         place: number of blocks done, of ``count``.
 
     Raises:
-        ValueError: a control variate that is not exact for the sampler, or without base contexts.
+        ValueError: a control variate that is not exact for the sampler.
     """
 
     losses: ComponentLosses
@@ -117,14 +111,13 @@ class Chains:
                 f"control_variate: {self.control_variate!r} needs sampler.method: sgld, whose mean "
                 f"drift is zero; found {c.method!r}: set control_variate to none"
             )
-        if self.control_variate == "linear" and not self.base:
-            raise ValueError("control_variate: 'linear' needs the base contexts of its observable")
 
         def gradient(weights: Tensor, rows: Tensor) -> tuple[Tensor, Tensor]:
             return self.losses.loss_and_gradient(weights, self.pool, rows)
 
         one = c.chains * w_star.numel() * w_star.element_size()
-        held = min(c.draws, max(1, DRAW_BYTES // one))
+        self._limits = memory_limits(w_star.device)
+        held = min(c.draws, max(1, self._limits.draws // one))
         controlled = self.control_variate != "none"
         self.run = Sampler(
             gradient, w_star, len(self.pool.tokens), c, self.seed, self.label, held, controlled
@@ -133,19 +126,16 @@ class Chains:
         self.precision_error = float("nan")
         self.seconds = {"sampling": 0.0, "draws": 0.0, "control": 0.0}
         self.place = 0
-        linear = self.control_variate == "linear"
-        self._moved = Directions(c.chains, w_star, linear) if controlled else None
-        self._rows = self._split(c.chains * (held + 2 * controlled + 2 * linear))
+        self._direction = Direction(c.chains, w_star) if controlled else None
+        self._rows = self._split(c.chains * (held + 2 * controlled))
         self._groups = -(-c.draws // held)
-        base = sum(rows.stop <= self.base for rows in self._rows)
-        # b needs the observable of all draws: the base contexts' slopes along it come last.
-        self.count = self._groups * len(self._rows) + linear * base
+        self.count = self._groups * len(self._rows)
 
     def _split(self, draws: int) -> list[slice]:
         """Blocks of contexts; none has both base contexts and others."""
         contexts, length = self.evaluated.tokens.shape
         each = draws * length * self.losses.w_star.element_size()
-        size = max(1, BLOCK_BYTES[self.losses.w_star.device.type] // each)
+        size = max(1, self._limits.losses // each)
         spans = ((0, self.base), (self.base, contexts))
         return [slice(i, min(i + size, b)) for a, b in spans for i in range(a, b, size)]
 
@@ -183,57 +173,45 @@ class Chains:
     def _block(self, turn: int, rows: slice) -> tuple[Block, float]:
         """Some contexts' losses along a group of draws, with the last group's those of the control
         variate; and the share of the work that is the control variate's."""
-        run, moved, linear = self.run, self._moved, self.control_variate == "linear"
-        weights, directions = run.draws, []
+        run, direction, weights, a = self.run, self._direction, self.run.draws, None
         draws = slice(turn * run.held, turn * run.held + weights.shape[1])
-        if moved is not None and turn == self._groups:
-            _, slopes = self._evaluate(weights[:, :0], [moved.b(run, self.g)], rows)
-            return Block(rows, slice(0), None, None, *slopes), 1.0
         if self.place == 0 and self.narrow is not None:
             self.precision_error = self._measure_precision(self.narrow)
-        if moved is not None:
+        if direction is not None:
             if rows.start == 0:
-                moved.add(weights)
+                direction.add(weights)
             if turn == self._groups - 1:
-                directions.append(moved.a(run))
-                if linear and rows.start >= self.base:
-                    directions.append(moved.b(run, self.g))
-        shift, slopes = self._evaluate(weights, directions, rows)
+                a = direction.a(run)
+        shift, control = self._evaluate(weights, a, rows)
         if rows.stop <= self.base:
             losses = self.base * shift.shape[-1]
             self.g[:, draws] += shift.double().sum((2, 3)) / losses
-            if moved is not None and rows.stop == self.base:
-                moved.add_products(weights, self.g[:, draws])
-        ends = 2 * len(directions)
-        return Block(rows, draws, shift, *slopes), ends / (ends + weights.shape[1])
+        ends = 0 if a is None else 2
+        return Block(rows, draws, shift, control), ends / (ends + weights.shape[1])
 
     def _evaluate(
         self,
         weights: Float[Tensor, "chain draw size"],
-        directions: list[Float[Tensor, "chain size"]],
+        a: Float[Tensor, "chain size"] | None,
         rows: slice,
-    ) -> tuple[Tensor, list[Tensor]]:
-        """Shifts of the draws (chain, draw, context, position-1), and slopes at w* along the
-        directions (chain, context, position-1).
+    ) -> tuple[Tensor, Tensor | None]:
+        """Shifts of the draws (chain, draw, context, position-1), and the control variate (chain,
+        context, position-1): (loss(w* + a) - loss(w* - a)) / 2, the odd part of a loss along a.
 
-        Slopes are central differences over the posterior's width, so no even part of a loss is in
-        them, and what they are taken of is no smaller than the shifts.
+        No even part of the loss is in it. For the part linear in the weights its expectation is
+        exactly zero; for odd parts of higher order as far as the law of a, which is made of the
+        injected noise, is symmetric: `control_variate.check` guards that.
         """
-        width, w_star = self.sampler.localization**-0.5, self.losses.w_star
-        lengths = [direction.norm(dim=-1, keepdim=True) for direction in directions]
-        stack = [weights.flatten(0, 1)]
-        for direction, length in zip(directions, lengths, strict=True):
-            step = (width * direction / length.clamp_min(1e-300)).to(w_star.dtype)
+        stack, w_star = [weights.flatten(0, 1)], self.losses.w_star
+        if a is not None:
+            step = a.to(w_star.dtype)
             stack += [w_star + step, w_star - step]
         narrow = self.narrow if self.precision == "bfloat16" else None
-        stacked = torch.cat(stack) if directions else stack[0]
+        stacked = stack[0] if a is None else torch.cat(stack)
         values = (narrow or self.losses).shifts(stacked, self.evaluated, rows)
-        parts = values.split([len(part) for part in stack])
-        slopes = [
-            (parts[1 + 2 * i] - parts[2 + 2 * i]).double() * (length / (2 * width))[..., None]
-            for i, length in enumerate(lengths)
-        ]
-        return parts[0].unflatten(0, weights.shape[:2]), slopes
+        shift, *ends = values.split([len(part) for part in stack])
+        control = (ends[0].double() - ends[1].double()) / 2 if ends else None
+        return shift.unflatten(0, weights.shape[:2]), control
 
     def _measure_precision(self, narrow: ComponentLosses) -> float:
         weights = self.run.draws[:, :_CHECKED_DRAWS]
@@ -261,15 +239,14 @@ class Chains:
 
     def state(self) -> dict[str, Tensor]:
         """Everything that changes on the way."""
-        parts: dict[str, Mapping[str, Tensor]] = {"run": self.run.state()}
-        if self._moved is not None:
-            parts["moved"] = self._moved.sums
+        direction = {} if self._direction is None else {"direction": self._direction.total}
         return {
             "place": torch.tensor([self.place, self.count]),
             "g": self.g,
             "precision_error": torch.tensor(self.precision_error, dtype=torch.float64),
             "seconds": torch.tensor(list(self.seconds.values()), dtype=torch.float64),
-            **{f"{part}.{name}": v for part, state in parts.items() for name, v in state.items()},
+            **direction,
+            **{f"run.{name}": value for name, value in self.run.state().items()},
         }
 
     def restore(self, state: Mapping[str, Tensor]) -> None:
@@ -285,9 +262,8 @@ class Chains:
         self.precision_error = float(state["precision_error"])
         self.seconds = dict(zip(self.seconds, state["seconds"].tolist(), strict=True))
         self.run.restore({k[4:]: v for k, v in state.items() if k.startswith("run.")})
-        if self._moved is not None:
-            for name, total in self._moved.sums.items():
-                total.copy_(state[f"moved.{name}"])
+        if self._direction is not None:
+            self._direction.total.copy_(state["direction"])
 
 
 def collect(

@@ -20,13 +20,15 @@ from pydantic import (
     model_validator,
 )
 
-from .components import head_names
+from .components import component_names, head_names
 from .corpora.documents import CorpusError, domains
 from .corpora.hub import HubCorpus
 from .corpora.packages import PackageCorpus
-from .models.attention_only import AttentionOnlyConfig
+from .evaluation import Evaluation
 from .models.loading import ModelError, available_steps, load_config
+from .models.shapes import Shape
 from .posterior import SamplerConfig
+from .spectral_config import SpectralConfig
 from .tokens import CONTROL_PROBE, probe_positions
 from .training import TrainingConfig
 
@@ -89,8 +91,17 @@ class TrainModelConfig(_Part):
 
     kind: Literal["train"]
     name: Name
-    shape: AttentionOnlyConfig
+    shape: Shape
     training: TrainingConfig
+
+    @model_validator(mode="after")
+    def _positions_are_learned(self) -> TrainModelConfig:
+        if self.training.sinusoidal_start and self.shape.kind == "gpt_neox":
+            raise ValueError(
+                "training.sinusoidal_start must be false for a gpt_neox model: its positions are "
+                "rotary and not learned"
+            )
+        return self
 
     @property
     def folder(self) -> Path:
@@ -103,7 +114,7 @@ class HubModelConfig(_Part):
     kind: Literal["hub"]
     repo: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
     tokenizer: Annotated[str, StringConstraints(pattern=r"^[\w.-]+/[\w.-]+$")]
-    shape: AttentionOnlyConfig
+    shape: Shape
 
     @property
     def folder(self) -> Path:
@@ -130,6 +141,8 @@ class PerTokenConfig(_Part):
     sampler: SamplerConfig
     shards: PositiveInt = 1
     """Jobs that the components of a checkpoint are dealt to."""
+    spectral: SpectralConfig | None = None
+    """The covariance part without sampling, at the last of the checkpoints; none if left out."""
 
 
 class TwoLayerConfig(_Part):
@@ -147,6 +160,8 @@ class TwoLayerConfig(_Part):
     delta_h: float = Field(gt=0, le=1)
     seed: NonNegativeInt = 0
     sampler: SamplerConfig
+    evaluation: Evaluation = Evaluation()
+    """How losses along the chains are evaluated, the per-token ones too."""
     control_checkpoints: list[Checkpoint] = ["last"]
     """Checkpoints at which the n_beta = 0 control is run."""
     per_token: PerTokenConfig
@@ -181,11 +196,27 @@ class TwoLayerConfig(_Part):
                     f"{key} has {_listed(unknown)}, which checkpoints has not; allowed: last, "
                     f"{_listed(self.checkpoints)}"
                 )
+        for key, sampler in (("sampler", self.sampler), ("per_token.sampler", per_token.sampler)):
+            if self.evaluation.control_variate != "none" and sampler.method != "sgld":
+                raise ValueError(
+                    f"evaluation.control_variate: {self.evaluation.control_variate!r} needs "
+                    f"{key}.method: sgld, whose mean drift is zero; found {sampler.method!r}. "
+                    "Allowed with it: none"
+                )
         if per_token.sampler.batch > self.sgld_contexts:
             raise ValueError(
                 f"per_token.sampler.batch ({per_token.sampler.batch}) must not exceed "
                 f"sgld_contexts ({self.sgld_contexts})"
             )
+        if per_token.spectral and (
+            problems := per_token.spectral.problems(
+                self.base_contexts,
+                self.sgld_contexts,
+                per_token.contexts,
+                per_token.sampler.method,
+            )
+        ):
+            raise ValueError("; ".join(f"per_token.spectral: {text}" for text in problems))
         return self
 
     def steps(self, checkpoints: list[Checkpoint]) -> list[int]:
@@ -258,7 +289,9 @@ def _parse(value: Any, path: Path) -> ScaleConfig:
     try:
         return ScaleConfig.model_validate(value)
     except ValidationError as error:
-        lines = [_explain(dict(problem)) for problem in error.errors()]
+        # What could not be derived is the consequence of another error.
+        problems = [e for e in error.errors() if e["type"] != "default_factory_not_called"]
+        lines = [_explain(dict(problem)) for problem in problems]
         raise ConfigError("\n".join(f"{path}: {line}" for line in lines)) from None
 
 
@@ -351,7 +384,7 @@ def package_corpus(corpus: PackagesCorpusConfig, root: Path = Path()) -> Package
     return whole.model_copy(update={"domains": {name: whole.domains[name] for name in chosen}})
 
 
-def model_shape(model: ModelConfig, root: Path = Path()) -> AttentionOnlyConfig:
+def model_shape(model: ModelConfig, root: Path = Path()) -> Shape:
     """Shape of the model; for a folder, what its config.json says."""
     if not isinstance(model, FolderModelConfig):
         return model.shape
@@ -382,6 +415,11 @@ def _check_files(scale: ScaleConfig, path: Path, root: Path) -> None:
             f"{path}: two_layer.per_token.shards: {two_layer.per_token.shards}; allowed: 1 to "
             f"{parts}, the components of {two_layer.model.folder}"
         )
+    if spectral := two_layer.per_token.spectral:
+        try:
+            spectral.names(head_names(shape), [*component_names(shape), "full"])
+        except ValueError as error:
+            raise ConfigError(f"{path}: two_layer.per_token.spectral: {error}") from None
     known: list[int] | None = None
     if isinstance(two_layer.model, FolderModelConfig):
         known = available_steps(root / two_layer.model.path)
@@ -404,95 +442,3 @@ def setting(config: dict[str, Any], key: str) -> Any:
             raise ConfigError(f"no setting {key!r}: {part!r} is not in the scale's config")
         value = value[part]
     return value
-
-
-def plan(scale: ScaleConfig, root: Path = Path()) -> str:
-    """What a scale fetches and computes, approximately, as text. Needs no network."""
-    two_layer, corpus = scale.two_layer, scale.corpus
-    shape = model_shape(scale.two_layer.model, root)
-    lines = [f"scale {scale.scale}: results in results/{scale.scale}", "", "downloads"]
-    if isinstance(corpus, PackagesCorpusConfig):
-        sources = [s for d in package_corpus(corpus, root).domains.values() for s in d.sources]
-        releases = sorted({f"{source.package} {source.version}" for source in sources})
-        lines.append(f"  {len(releases)} package releases, once: {', '.join(releases)}")
-    elif isinstance(corpus, HubCorpusConfig):
-        lines.append(f"  datasets, {corpus.documents} documents of each:")
-        sources = [corpus.train, *corpus.domains.values()]
-        lines += [f"    {repo}" for repo in dict.fromkeys(source.repo for source in sources)]
-    else:
-        lines.append(f"  no text: {corpus.path} is read")
-    model = two_layer.model
-    if isinstance(model, HubModelConfig):
-        lines.append(f"  tokenizer {model.tokenizer}")
-        lines.append(
-            f"  {len(two_layer.checkpoints)} checkpoints of {model.repo}, "
-            f"{4 * parameters(shape) / 1e6:.0f} MB each"
-        )
-    elif isinstance(model, TrainModelConfig):
-        tokens = model.training.steps * model.training.batch * shape.n_ctx
-        lines += [f"  no weights: {model.name} is trained here", "", "training"]
-        lines.append(f"  {model.training.steps} steps, {tokens / 1e6:.0f}M tokens")
-    else:
-        lines.append(f"  no weights: {model.path} is used")
-    names = domain_names(corpus, root)
-    probes = len(names) + 1
-    parts = len(head_names(shape)) + 1
-    replaced = len(probe_positions(two_layer.base_contexts, two_layer.delta_h))
-    per_token = two_layer.per_token
-    lines += _sampling_plan(
-        "dataset susceptibilities",
-        two_layer.checkpoints,
-        two_layer.steps(two_layer.control_checkpoints),
-        two_layer.sampler,
-        parts,
-        (two_layer.base_contexts, replaced, probes, two_layer.context),
-        parameters(shape),
-    )
-    lines += _sampling_plan(
-        f"per-token susceptibilities, in {per_token.shards} shards",
-        two_layer.steps(per_token.checkpoints),
-        two_layer.steps(per_token.control_checkpoints),
-        per_token.sampler,
-        parts,
-        (two_layer.base_contexts, per_token.contexts, probes, two_layer.context),
-        parameters(shape),
-    )
-    lines += ["", f"probes: {', '.join(names)}, {CONTROL_PROBE}"]
-    return "\n".join(lines)
-
-
-def _sampling_plan(
-    title: str,
-    steps: list[int],
-    controls: list[int],
-    sampler: SamplerConfig,
-    parts: int,
-    sizes: tuple[int, int, int, int],
-    weights: int,
-) -> list[str]:
-    """Lines about one kind of chains; ``sizes``: base contexts, a probe's, probes, context."""
-    base, each, probes, context = sizes
-    contexts = base + probes * each
-    runs = (len(steps) + len(controls)) * parts * sampler.chains
-    gradient = runs * sampler.steps * sampler.batch * context
-    evaluated = runs * sampler.draws * contexts * context
-    work = 2 * weights * (3 * gradient + evaluated)
-    return [
-        "",
-        f"sampling, {title}",
-        f"  {len(steps)} checkpoints, {len(controls)} controls at n_beta = 0",
-        f"  each: {parts} components (heads and the whole model) x {sampler.chains} chains x "
-        f"{sampler.steps} steps, {sampler.draws} draws kept",
-        f"  a draw: {contexts} contexts of {context} tokens ({base} base, {each} for each of "
-        f"{probes} probes)",
-        f"  tokens: {gradient:.2e} with gradient, {evaluated:.2e} without; about {work:.1e} "
-        "floating-point operations, before what the fast path saves",
-    ]
-
-
-def parameters(shape: AttentionOnlyConfig) -> int:
-    """Number of weights of a model of this shape."""
-    head = 4 * shape.d_model * shape.d_head + 3 * shape.d_head
-    layer = shape.n_heads * head + 3 * shape.d_model
-    ends = shape.d_vocab * (2 * shape.d_model + 1) + shape.n_ctx * shape.d_model
-    return shape.n_layers * layer + ends + 2 * shape.d_model

@@ -1,4 +1,4 @@
-"""Directions in weight space along which the noise of an estimate is linear, chain by chain.
+"""The direction in weight space along which the noise of a chain's means is linear.
 
 To first order a loss along a chain is its gradient at w* times w - w*, so most of the noise of
 its mean is that of the chain's mean weights. SGLD's stationary law knows what that mean should
@@ -7,9 +7,10 @@ be: its mean drift is zero, n_beta E[grad L] + localization E[w - w*] = 0, whate
     a = mean over draws of (w - w*) + (n_beta / localization) * mean gradient
 
 has expectation zero, and the derivative of a loss along it can be subtracted from the loss's
-mean. For covariances with an observable g, where the posterior is a Gaussian of variance s2,
-Stein's identity Cov(g, w) = s2 E[grad g] makes b = Cov_draws(g, w) - s2 * mean gradient do the
-same, up to the sample's own bias.
+mean. Covariances with an observable g have no such direction here: that of Stein's identity,
+Cov(g, w) - s^2 * mean gradient, has expectation zero only if g's gradient is that of the
+minibatches' contexts, and the base contexts have another, so it would be biased; the covariance
+has an estimator of its own (`spectral`).
 """
 
 from __future__ import annotations
@@ -21,51 +22,19 @@ from torch import Tensor
 from .posterior import Sampler
 
 
-class Directions:
-    """Sums over the draws, and the directions made of them; all in float64.
+class Direction:
+    """The sum over draws of w - w*, (chain, size), in float64, and the direction a made of it."""
 
-    Weights are counted from w*, from which they are hardly farther than they vary, so sums of
-    products lose nothing. ``linear``: keep what b needs.
-    """
-
-    def __init__(self, chains: int, w_star: Float[Tensor, " size"], linear: bool) -> None:
+    def __init__(self, chains: int, w_star: Float[Tensor, " size"]) -> None:
         self.w_star = w_star
-
-        def zeros(size: int) -> Tensor:
-            return torch.zeros(chains, size, dtype=torch.float64, device=w_star.device)
-
-        self.sums = {"moved": zeros(len(w_star))}
-        if linear:
-            self.sums |= {"square": zeros(1), "product": zeros(len(w_star))}
+        self.total = torch.zeros(chains, len(w_star), dtype=torch.float64, device=w_star.device)
 
     def add(self, weights: Float[Tensor, "chain draw size"]) -> None:
-        """Some draws, before anything is evaluated of them."""
+        """Some draws."""
         for draw in weights.unbind(1):
-            moved = (draw - self.w_star).double()
-            self.sums["moved"] += moved
-            if "square" in self.sums:
-                self.sums["square"] += moved.square().sum(-1, keepdim=True)
-
-    def add_products(
-        self, weights: Float[Tensor, "chain draw size"], g: Float[Tensor, "chain draw"]
-    ) -> None:
-        """The same draws once more, with their observable."""
-        if "product" in self.sums:
-            for draw, observed in zip(weights.unbind(1), g.double().unbind(1), strict=True):
-                self.sums["product"] += observed[:, None] * (draw - self.w_star)
+            self.total += (draw - self.w_star).double()
 
     def a(self, run: Sampler) -> Float[Tensor, "chain size"]:
-        """Of the mean; all draws must have been added."""
+        """All draws must have been added."""
         c = run.config
-        return self.sums["moved"] / c.draws + (c.n_beta / c.localization) * run.mean_gradient
-
-    def b(self, run: Sampler, g: Float[Tensor, "chain draw"]) -> Float[Tensor, "chain size"]:
-        """Of the covariance; all draws must have been added, and all products."""
-        draws = run.config.draws
-        mean = self.sums["moved"] / draws
-        covariance = self.sums["product"] / draws - g.mean(1, keepdim=True) * mean
-        square = self.sums["square"] / draws - mean.square().sum(-1, keepdim=True)
-        # One variance for all chains and weights; chains that diverged say nothing about it.
-        sound = (run.trace.died < 0).to(square.device)
-        variance = square[sound].mean() / len(self.w_star)
-        return covariance - variance * run.mean_gradient
+        return self.total / c.draws + (c.n_beta / c.localization) * run.mean_gradient

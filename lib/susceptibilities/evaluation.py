@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict
 from torch import Tensor
 
 Precision = Literal["float32", "bfloat16"]
-ControlVariate = Literal["none", "mean", "linear"]
+ControlVariate = Literal["none", "linear"]
 
 # bfloat16 serves a component whose `precision_error` is at most this.
 BUDGET = 0.005
@@ -23,15 +23,12 @@ class Evaluation(BaseModel):
     """Of the largest matrix products. bfloat16 is used for a component only where its measured
     error is within `BUDGET`."""
     control_variate: ControlVariate = "none"
-    """What is kept to take the noise linear in the weights off the estimates: ``mean``, of the
-    mean shift of every loss; ``linear``, of the covariance with the observable as well."""
+    """``linear`` takes the noise that is linear in the weights off the means of the losses, for
+    two evaluations more a chain; see `susceptibilities.control_variate`."""
 
     def count(self, draws: int) -> dict[str, int]:
         """Evaluations of every token that a chain costs: of its draws, and of its controls."""
-        return {
-            "draws": draws,
-            "control": {"none": 0, "mean": 2, "linear": 4}[self.control_variate],
-        }
+        return {"draws": draws, "control": {"none": 0, "linear": 2}[self.control_variate]}
 
 
 def precision_error(

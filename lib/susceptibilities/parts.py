@@ -20,6 +20,7 @@ import xarray as xr
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from .blocks import memory_limits
 from .chains import Chains, Collector
 from .components import component
 from .evaluation import Evaluation
@@ -30,9 +31,6 @@ from .saver import UNUSABLE, Saver
 from .store import atomic_path, fingerprint, open_zarr
 from .tokens import Contexts
 
-# Activations below a layer are kept for contexts up to this size (the evaluated ones, and those
-# of the minibatches, each); of more contexts they are made again when they are used.
-ACTIVATION_BYTES = 1 << 30
 # Parts that are put into a store together.
 _BATCH_BYTES = 1 << 26
 
@@ -100,9 +98,11 @@ class _Maker:
         )
 
     def _prepare(self, losses: ComponentLosses, tokens: Tensor) -> Prepared:
-        # The residual stream below the layer and above it.
+        # The residual stream below the layer and above it; of more contexts than the limit allows
+        # they are made again when they are used. Half of it is for either of the two sets.
         size = 2 * tokens.numel() * self.model.config.d_model * losses.w_star.element_size()
-        return losses.prepare(tokens, keep=size <= ACTIVATION_BYTES)
+        limit = memory_limits(losses.w_star.device).activations // 2
+        return losses.prepare(tokens, keep=size <= limit)
 
 
 def _work(

@@ -60,7 +60,7 @@ class Texts:
 
 
 class ContextMeans:
-    """Mean shift of every context at every kept draw, and its controls; a `chains.Collector`."""
+    """Mean shift of every context at every kept draw, and its control; a `chains.Collector`."""
 
     def __init__(self, chains: Chains) -> None:
         self.chains = chains
@@ -70,16 +70,12 @@ class ContextMeans:
         }
         if chains.control_variate != "none":
             self.arrays["control"] = np.zeros((c.chains, contexts))
-        if chains.control_variate == "linear":
-            self.arrays["control_covariance"] = np.zeros((c.chains, contexts))
 
     def add(self, block: Block) -> None:
-        if block.shift is not None:
-            means = block.shift.double().mean(-1).cpu().numpy()
-            self.arrays["shift"][:, block.draws, block.rows] = means
-        for name in ("control", "control_covariance"):
-            if (values := getattr(block, name)) is not None:
-                self.arrays[name][:, block.rows] = values.mean(-1).cpu().numpy()
+        means = block.shift.double().mean(-1).cpu().numpy()
+        self.arrays["shift"][:, block.draws, block.rows] = means
+        if block.control is not None:
+            self.arrays["control"][:, block.rows] = block.control.mean(-1).cpu().numpy()
 
     def dataset(self) -> xr.Dataset:
         variables = {
@@ -106,7 +102,6 @@ _UNITS = {
     "shift": "nats per token: mean loss of a context minus its value at w*",
     "star": "nats per token: mean loss of a context at w*",
     "control": "nats per token: what the control variate takes off the shift's mean over draws",
-    "control_covariance": "nats squared: what it takes off the covariance of L_n and the shift",
 }
 
 

@@ -1,6 +1,6 @@
 """From a checkpoint to the moments of every token's loss: no loss of a single draw is kept.
 
-Memory and disk are those of two numbers a chain and token (four with a control variate), however
+Memory and disk are those of two numbers a chain and token (three with a control variate), however
 many draws there are.
 """
 
@@ -35,9 +35,7 @@ _UNITS = {
     "mean_shift": "nats: mean over draws of a token's loss minus its value at w*",
     "comoment": "sum over draws of (L_n - mean)(token's loss - mean)",
     "control_g": "nats per token: what the control variate takes off mean_g",
-    "control_square": "what it takes off square_g",
     "control_shift": "nats: what it takes off mean_shift",
-    "control_comoment": "what it takes off comoment",
     "star": "nats: a token's loss at w*",
 }
 
@@ -95,28 +93,22 @@ class StreamedMoments:
         # Those of g are of the mean loss of the base contexts.
         if chains.control_variate != "none":
             shapes |= {"control_shift": (count,), "control_g": ()}
-        if chains.control_variate == "linear":
-            shapes |= {"control_comoment": (count,), "control_square": ()}
         self.arrays: dict[str, NDArray[np.float64]] = {
             name: np.zeros((chains.sampler.chains, *shape)) for name, shape in shapes.items()
         }
 
     def add(self, block: Block) -> None:
         base = block.rows.stop <= self.chains.base
-        if block.shift is not None and not base:
+        if not base:
             self._add_shift(block.shift.double().flatten(2), block)
-        draws = self.chains.sampler.draws
-        for values, name, of_g, size in (
-            (block.control, "control_shift", "control_g", 1),
-            (block.control_covariance, "control_comoment", "control_square", draws),
-        ):
-            if values is None:
-                continue
-            if base:
-                share = size / (self.chains.base * self._positions)
-                self.arrays[of_g] += share * values.sum((1, 2)).cpu().numpy()
-            else:
-                self.arrays[name][:, self._places(block)] = size * values.flatten(1).cpu().numpy()
+        if block.control is None:
+            return
+        if base:
+            losses = self.chains.base * self._positions
+            self.arrays["control_g"] += block.control.sum((1, 2)).cpu().numpy() / losses
+        else:
+            places, control = self._places(block), block.control.flatten(1)
+            self.arrays["control_shift"][:, places] = control.cpu().numpy()
 
     def _places(self, block: Block) -> slice:
         """Where the block's tokens are among all tokens."""
