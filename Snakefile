@@ -108,10 +108,6 @@ if not (Path(CONFIG).is_file() and read_json(Path(CONFIG)) == NORMALISED):
     write_json(Path(CONFIG), NORMALISED)
 
 
-# Snakemake leaves a timestamp in folders that rules make, and Zarr warns of it on every reading.
-shell.prefix('export PYTHONWARNINGS="ignore:Object at .snakemake_timestamp:UserWarning"; ')
-
-
 wildcard_constraints:
     step=r"\d{6}",
 

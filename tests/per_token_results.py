@@ -21,9 +21,17 @@ import polars as pl
 import xarray as xr
 from numpy.typing import NDArray
 
+from susceptibilities.control_variate import estimator_table
 from susceptibilities.estimators import FORMS
 from susceptibilities.jackknife import jackknife_se
-from susceptibilities.per_token import ABLATION, RELIABILITY, SUSCEPTIBILITY, TOKENS, folder_of
+from susceptibilities.per_token import (
+    ABLATION,
+    ESTIMATOR,
+    RELIABILITY,
+    SUSCEPTIBILITY,
+    TOKENS,
+    folder_of,
+)
 from susceptibilities.store import read_json, write_json
 from susceptibilities.token_sampling import token_table
 from susceptibilities.tokens import load_tokenizer, token_strings
@@ -179,7 +187,9 @@ def _write(
         "step": step,
         "n_beta": 0.0 if control else 30.0,
         "draws": 8,
+        "estimator": ["plain"] * len(COMPONENTS),
     }
     data.to_zarr(folder / SUSCEPTIBILITY, zarr_format=3, consolidated=False)
+    estimator_table(COMPONENTS, ["plain"] * len(COMPONENTS), None).write_parquet(folder / ESTIMATOR)
     table.write_parquet(folder / TOKENS)
     pl.DataFrame(rows).write_parquet(folder / RELIABILITY)

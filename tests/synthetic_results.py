@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import polars as pl
 
+from susceptibilities.control_variate import estimator_table
 from susceptibilities.cubes import FORMS
 from susceptibilities.store import write_json
 
@@ -99,6 +100,7 @@ def long_tables(chains: int, noise: float, seed: int) -> tuple[pl.DataFrame, pl.
                 se_chain=chain.ravel(),
                 se_data=data.ravel(),
                 n_chains=pl.lit(chains, pl.Int64),
+                estimator=pl.lit("plain"),
             )
         )
         replicates += [
@@ -163,6 +165,10 @@ def write_results(folder: Path, chains: int = 4, noise: float = 0.1, seed: int =
     base = np.random.default_rng(seed).integers(0, 2048, (120, 128)).astype(np.uint16)
     np.save(folder / "tokens" / "base.npy", base)
     write_json(folder / "model" / "model.json", {"label": "two-layer-10d", "steps": STEPS})
+    plain = estimator_table(["full", *HEADS], ["plain"] * 17, None)
+    step = pl.lit(STEPS[-1], pl.Int64)
+    plain = plain.select(step.alias("step"), pl.lit(False).alias("control"), *plain.columns)
+    plain.write_parquet(section / "estimator.parquet")
     settings = {"delta_h": 0.1, "sampler": {"n_beta": 30.0, "chains": chains, "draws": 4}}
     write_json(folder / "config.json", {"scale": "mini", "two_layer": settings})
     return folder

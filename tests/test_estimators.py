@@ -9,6 +9,8 @@ import xarray as xr
 from scipy import stats
 
 from quadratic import Quadratic, random_quadratic
+from susceptibilities.chains import Chains
+from susceptibilities.control_variate import Estimator
 from susceptibilities.estimators import (
     Convention,
     Estimate,
@@ -17,7 +19,7 @@ from susceptibilities.estimators import (
     mixture_differences,
 )
 from susceptibilities.posterior import SamplerConfig
-from susceptibilities.sampling import Chains, sample_component
+from susceptibilities.sampling import sample_component
 
 BASE, PROBES, CHOSEN = 20, 2, np.array([9, 19])
 CONTEXTS = BASE + PROBES * len(CHOSEN)
@@ -34,7 +36,7 @@ CONFIG = SamplerConfig(
 PARTS = {"full": [0, 1, 2, 3, 4], "0:0": [1, 2]}
 
 
-def run(seed: int, config: SamplerConfig = CONFIG) -> xr.Dataset:
+def run(seed: int, config: SamplerConfig = CONFIG, control: bool = False) -> xr.Dataset:
     """A loss store of the quadratic model, as `sample_checkpoint` would write it."""
     parts = []
     tokens = torch.arange(CONTEXTS)[:, None]
@@ -51,17 +53,18 @@ def run(seed: int, config: SamplerConfig = CONFIG) -> xr.Dataset:
                     config,
                     seed,
                     name,
+                    BASE,
+                    "mean" if control else "none",
                 )
             )
         )
     data = xr.concat(parts, "component")
-    shift = data["shift"].values
-    lead = ("component", "chain", "draw")
-    probe = shift[..., BASE:].reshape(*shift.shape[:-1], PROBES, len(CHOSEN))
-    data = data.assign(
-        base_shift=((*lead, "base_context"), shift[..., :BASE]),
-        probe_shift=((*lead, "probe", "probe_context"), probe),
-    ).assign_coords(probe_context=CHOSEN)
+    for name in ("shift", "control") if control else ("shift",):
+        values, lead = data[name].values, data[name].dims[:-1]
+        probe = values[..., BASE:].reshape(*values.shape[:-1], PROBES, len(CHOSEN))
+        data[f"base_{name}"] = ((*lead, "base_context"), values[..., :BASE])
+        data[f"probe_{name}"] = ((*lead, "probe", "probe_context"), probe)
+    data = data.assign_coords(probe_context=CHOSEN)
     data.attrs = {
         "component": list(PARTS),
         "probe": ["a", "b"],
@@ -71,11 +74,11 @@ def run(seed: int, config: SamplerConfig = CONFIG) -> xr.Dataset:
     return data
 
 
-def experiments(count: int) -> list[Estimate]:
+def experiments(count: int, estimator: Estimator = "plain") -> list[Estimate]:
     """Independent experiments of four chains each: chains of one long row, in groups."""
-    many = run(0, CONFIG.model_copy(update={"chains": 4 * count}))
+    many = run(0, CONFIG.model_copy(update={"chains": 4 * count}), estimator != "plain")
     groups = [many.isel(chain=slice(4 * i, 4 * i + 4)) for i in range(count)]
-    return [estimate_checkpoint(group) for group in groups]
+    return [estimate_checkpoint(group, estimator) for group in groups]
 
 
 def exact(config: SamplerConfig = CONFIG) -> dict[str, np.ndarray]:
@@ -100,9 +103,10 @@ def exact(config: SamplerConfig = CONFIG) -> dict[str, np.ndarray]:
     return out
 
 
-def test_expectations_agree_with_the_closed_form_and_errors_cover_it() -> None:
+@pytest.mark.parametrize("estimator", ["plain", "control_variate"])
+def test_expectations_agree_with_the_closed_form_and_errors_cover_it(estimator: Estimator) -> None:
     truth = exact()
-    estimates = experiments(150)
+    estimates = experiments(150, estimator)
     quantile = stats.t.ppf(0.975, CONFIG.chains - 1)
     for form in ("chi", "covariance", "rank_one", "mean_shift"):
         values = np.stack([e.value[form] for e in estimates])
@@ -116,9 +120,10 @@ def test_expectations_agree_with_the_closed_form_and_errors_cover_it() -> None:
         assert 0.90 < covered < 0.985, (form, covered)
 
 
-def test_learning_coefficient_of_the_quadratic() -> None:
+@pytest.mark.parametrize("estimator", ["plain", "control_variate"])
+def test_learning_coefficient_of_the_quadratic(estimator: Estimator) -> None:
     truth = CONFIG.n_beta * exact()["mean_g"]
-    llc = np.stack([e.llc for e in experiments(40)])
+    llc = np.stack([e.llc for e in experiments(40, estimator)])
     assert (np.abs(llc.mean(0) - truth) < 4 * llc.std(0) / np.sqrt(40) + 0.01 * truth).all()
 
 

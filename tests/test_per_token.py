@@ -13,17 +13,19 @@ from scipy import stats
 
 from per_token_results import planted
 from quadratic import random_quadratic
+from susceptibilities.chains import Chains
+from susceptibilities.control_variate import Estimator
 from susceptibilities.estimators import FORMS, mixture_differences, susceptibility_parts
+from susceptibilities.influence import loss_traces
 from susceptibilities.moments import Moments, merge_all
 from susceptibilities.per_token import (
-    TokenMoments,
-    estimate_tokens,
+    ESTIMATOR,
     load_per_token,
     reliability_table,
     save_tokens,
 )
 from susceptibilities.posterior import SamplerConfig
-from susceptibilities.sampling import Chains
+from susceptibilities.token_estimates import TokenMoments, estimate_tokens
 from susceptibilities.token_sampling import token_moments
 
 BASE, TOKENS = 20, 6
@@ -45,12 +47,13 @@ def chains_of(name: str, config: SamplerConfig, seed: int = 0) -> Chains:
     model = random_quadratic(ROWS, 5, PARTS[name])
     rows = torch.arange(ROWS)[:, None]
     star = torch.zeros(BASE, dtype=torch.float64)
-    return Chains(model, model.prepare(rows), model.prepare(rows[:BASE]), star, config, seed, name)
+    pool = model.prepare(rows[:BASE])
+    return Chains(model, model.prepare(rows), pool, star, config, seed, name, BASE, "linear")
 
 
 def shard(names: list[str], config: SamplerConfig = CONFIG, seed: int = 0) -> xr.Dataset:
     """A shard of the quadratic model, every "token" one of its contexts."""
-    parts = [token_moments(chains_of(name, config, seed), BASE) for name in names]
+    parts = [token_moments(chains_of(name, config, seed)) for name in names]
     data = xr.concat(parts, "component")
     data.attrs = {
         "identity": f"{seed}",
@@ -61,6 +64,15 @@ def shard(names: list[str], config: SamplerConfig = CONFIG, seed: int = 0) -> xr
         "draws": config.draws,
     }
     return data
+
+
+def traces() -> dict[str, np.ndarray]:
+    """Losses of every context along the chains of `shard`, (chain, draw, context)."""
+    return {name: loss_traces(chains_of(name, CONFIG))["shift"].values for name in PARTS}
+
+
+def estimates(shards: list[xr.Dataset], estimator: Estimator = "plain") -> xr.Dataset:
+    return estimate_tokens(TokenMoments.of(shards, estimator))
 
 
 def exact() -> dict[str, np.ndarray]:
@@ -83,13 +95,13 @@ def exact() -> dict[str, np.ndarray]:
     return {"chi": sum(parts.values(), np.zeros(())), **parts}
 
 
-def test_agrees_with_the_closed_form_and_errors_cover_it() -> None:
+@pytest.mark.parametrize("estimator", ["plain", "control_variate"])
+def test_agrees_with_the_closed_form_and_errors_cover_it(estimator: Estimator) -> None:
     truth = exact()
     groups = 60
     many = shard(list(PARTS), CONFIG.model_copy(update={"chains": 4 * groups}))
     found = [
-        estimate_tokens(TokenMoments.of([many.isel(chain=slice(4 * i, 4 * i + 4))]))
-        for i in range(groups)
+        estimates([many.isel(chain=slice(4 * i, 4 * i + 4))], estimator) for i in range(groups)
     ]
     quantile = stats.t.ppf(0.975, 3)
     for form in FORMS:
@@ -105,9 +117,9 @@ def test_agrees_with_the_closed_form_and_errors_cover_it() -> None:
 
 def test_equation_of_c2_literally() -> None:
     """The formula as the appendix prints it, on stored traces of the same chains."""
-    data = estimate_tokens(TokenMoments.of([shard(list(PARTS))]))
-    trace = {name: torch.stack(list(chains_of(name, CONFIG).shifts()), 1)[..., 0] for name in PARTS}
-    own, full = trace["0:0"].numpy(), trace["full"].numpy()
+    data = estimates([shard(list(PARTS))])
+    trace = traces()
+    own, full = trace["0:0"], trace["full"]
     g, other = own[..., :BASE].mean(-1), full[..., :BASE].mean(-1)
     for token in range(TOKENS):
         first = (g * (g - own[..., BASE + token])).mean()
@@ -119,7 +131,7 @@ def test_the_mean_over_a_probe_times_delta_h_is_the_datasets_chi() -> None:
     """Exactly so, once the replaced rows' own susceptibilities are taken away (eq. 42)."""
     positions = np.array([9, 19])
     delta_h = len(positions) / BASE
-    trace = {n: torch.stack(list(chains_of(n, CONFIG).shifts()), 1)[..., 0].numpy() for n in PARTS}
+    trace = traces()
 
     def chi(y: dict[str, np.ndarray]) -> np.ndarray:
         moments = {
@@ -141,13 +153,12 @@ def test_the_mean_over_a_probe_times_delta_h_is_the_datasets_chi() -> None:
 
 
 def test_shards_merge_to_the_whole_and_replicates_leave_one_chain_out() -> None:
-    whole = estimate_tokens(TokenMoments.of([shard(list(PARTS))]))
-    merged = estimate_tokens(TokenMoments.of([shard(["1:0"]), shard(["0:0", "full"])]))
+    whole = estimates([shard(list(PARTS))])
+    merged = estimates([shard(["1:0"]), shard(["0:0", "full"])])
     assert merged.attrs["component"] == ["full", "0:0", "1:0"]
     for form in FORMS:
         assert np.array_equal(merged[form].values, whole[form].values)
-        three = TokenMoments.of([shard(list(PARTS)).isel(chain=[0, 1, 3])])
-        expected = estimate_tokens(three)[form].values
+        expected = estimates([shard(list(PARTS)).isel(chain=[0, 1, 3])])[form].values
         np.testing.assert_allclose(whole[f"{form}_replicate"].values[2], expected, rtol=1e-5)
     parts = sum((whole[form].values for form in FORMS[1:]), np.zeros(()))
     np.testing.assert_allclose(whole["chi"].values, parts, rtol=1e-12)
@@ -157,9 +168,9 @@ def test_a_lost_chain_does_not_count_and_wrong_shards_are_refused() -> None:
     data = shard(list(PARTS))
     data["died"].values[1, 3] = 5
     data["mean_shift"].values[1, 3] = np.nan
-    found = estimate_tokens(TokenMoments.of([data]))
+    found = estimates([data])
     assert np.isfinite(found["chi"].values).all()
-    reduced = TokenMoments.of([shard(list(PARTS))])
+    reduced = TokenMoments.of([shard(list(PARTS))], "plain")
     own = merge_all(reduced.moments[1, chain] for chain in range(3))
     full = merge_all(reduced.moments[0, chain] for chain in range(4))
     expected = susceptibility_parts(own, full.mean_y)["chi"]
@@ -185,6 +196,7 @@ def test_reliability_is_the_correlation_of_halves_and_grows_as_it_should() -> No
     data = shard(["full", "0:0"], CONFIG.model_copy(update={"chains": chains}))
     data = data.isel(token=np.zeros(tokens, dtype=int)).copy(deep=True)
     data.attrs["draws"] = draws
+    data = data.drop_vars([name for name in data.data_vars if "control" in str(name)])
     data["mean_g"].values[:] = 1.0
     data["comoment"].values[:] = 0.0
     data["mean_shift"].values[0] = 0.0
@@ -214,8 +226,38 @@ def test_saved_and_read_again(tmp_path: Path) -> None:
         load_per_token(results, step=1)
     folder = results / "per_token" / "step_000001"
     count = len(shard(["full"])["token"])
-    save_tokens(folder, TokenMoments.of([shard(list(PARTS))]), table(count), seed=0)
+    moments = TokenMoments.of([shard(list(PARTS))])
+    save_tokens(folder, moments, table(count), seed=0)
     again = load_per_token(results, step=1)
     assert again.value["chi"].shape == (3, count) and again.chains == 4
     assert np.array_equal(again.of("1:0", "covariance")[0], again.value["covariance"][2])
     assert np.isfinite(again.se["chi"]).all()
+    assert again.estimators == moments.estimators
+    checks = pl.read_parquet(folder / ESTIMATOR)
+    assert checks["component"].to_list() == [*again.components]
+    assert checks["estimator"].to_list() == list(moments.estimators)
+    assert checks["t"].is_finite().all() and checks["ratio"].is_finite().all()
+
+
+def test_either_estimator_by_name_from_the_moments(tmp_path: Path) -> None:
+    results = planted(tmp_path / "results" / "mini", contexts=4, length=8)
+    folder = results / "per_token" / "step_000001"
+    shards = [shard(["full", "1:0"]), shard(["0:0"])]
+    moments = TokenMoments.of(shards)
+    save_tokens(folder, moments, table(len(shards[0]["token"])), seed=0)
+    with pytest.raises(FileNotFoundError, match=r"no moments\.\*\.zarr in .*step_000001"):
+        load_per_token(results, step=1, estimator="plain")
+    for number, data in enumerate(shards):
+        path = folder / f"moments.{number}.zarr"
+        data.to_zarr(path, zarr_format=3, consolidated=False)
+    values = {}
+    for name in ("plain", "control_variate"):
+        found = load_per_token(results, step=1, estimator=name)
+        assert found.components == ("full", "0:0", "1:0") and set(found.estimators) == {name}
+        np.testing.assert_array_equal(found.value["chi"], estimates(shards, name)["chi"].values)
+        values[name] = found.value["mean_shift"]
+    assert (values["plain"] != values["control_variate"]).all()
+    # A planted run has no control variates: what is saved is plain.
+    assert load_per_token(results, estimator="plain").estimators == ("plain",) * 17
+    with pytest.raises(FileNotFoundError, match="another estimator needs"):
+        load_per_token(results, estimator="control_variate")

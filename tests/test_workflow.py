@@ -99,6 +99,7 @@ def fresh(tmp_path_factory: pytest.TempPathFactory) -> Clone:
 
 
 SMOKE = ("--config", "scale=smoke")
+SCALES = ("smoke", "mini", "desk", "paper")
 
 
 def test_whole_run(smoke: Clone) -> None:
@@ -108,10 +109,10 @@ def test_whole_run(smoke: Clone) -> None:
     for name in ("fig3", "fig6", "fig12", "fig29", "structure", "training"):
         assert (results / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (results / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
-    for name in ("table1", "table3", "table4", "top_tokens", "gap_tokens"):
+    for name in ("table1", "table3", "table4", "top_tokens", "gap_tokens", "estimators"):
         assert (results / f"tables/{name}.html").read_text().startswith("<table")
         assert (results / f"report/tables/{name}.csv").exists()
-    for name in ("fig1", "fig8", "fig32", "bimodal_search", "what_chi_is_made_of"):
+    for name in ("fig1", "fig8", "fig32", "bimodal_search", "what_chi_is_made_of", "estimators"):
         page = (results / f"report/pages/{name}.html").read_text()
         assert page.startswith("<!doctype html>") and "<script" not in page
     assert not list(results.rglob(".*.parts")), "nothing half-done is left"
@@ -191,6 +192,21 @@ def test_paper_scale_dry_run_needs_no_network(fresh: Clone) -> None:
     assert done.returncode == 0
     assert "georgeyw/L2W256-3m-rr" in text
     assert "timaeus/pile-freelaw" in text
+
+
+def test_targets_of_the_readme_are_those_that_there_are(fresh: Clone) -> None:
+    rows = re.findall(
+        r"^\| (`.*) \| .* \| (.*) \|$", (ROOT / "README.md").read_text(), re.MULTILINE
+    )
+    rows = [row for row in rows if row[0] not in [f"`{scale}`" for scale in SCALES]]
+    targets = {name for row in rows for cell in row for name in re.findall(r"`(\w+)`", cell)}
+    assert len(targets) > 40
+    fresh.planned(*sorted(targets), *SMOKE)
+    files = [*(ROOT / "workflow").glob("*.smk"), *(ROOT / "experiments").glob("*/*/rules.smk")]
+    text = "\n".join(path.read_text() for path in files)
+    sections = set(re.findall(r'^section\(\s*"(\w+)"', text, re.MULTILINE))
+    # What this one registers is the page, which has a row.
+    assert sections - targets == {"chi_page"}
 
 
 @pytest.mark.parametrize(

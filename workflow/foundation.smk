@@ -111,7 +111,11 @@ rule sample:
         control=lambda wildcards: "--control" if wildcards.control else "",
         code=code("workflow/sample.py"),
         settings=settings(
-            "two_layer.model", "two_layer.delta_h", "two_layer.seed", "two_layer.sampler"
+            "two_layer.model",
+            "two_layer.delta_h",
+            "two_layer.seed",
+            "two_layer.sampler",
+            "two_layer.evaluation",
         ),
     threads: 1
     log:

@@ -9,12 +9,18 @@ def _per_token_files(steps, control, *names):
     return [f"{folder}/{name}" for folder in folders for name in names]
 
 
-_ESTIMATES = ("susceptibility.zarr", "tokens.parquet", "reliability.parquet")
-# What the sections read: of the checkpoints, of the control, and the ablations.
+_ESTIMATES = ("susceptibility.zarr", "tokens.parquet", "reliability.parquet", "estimator.parquet")
+# What the sections read: of the checkpoints, of the control, the ablations, and the chains'
+# moments at the last checkpoint.
 PER_TOKEN = {
     "susceptibility": _per_token_files(_per_token["checkpoints"], "", *_ESTIMATES),
     "control": _per_token_files(_per_token["control_checkpoints"], ".control", *_ESTIMATES),
     "ablation": _per_token_files(_per_token["checkpoints"], "", "ablation.parquet"),
+    "moments": _per_token_files(
+        _per_token["checkpoints"][-1:],
+        "",
+        *(f"moments.{shard}.zarr" for shard in range(_per_token["shards"])),
+    ),
 }
 
 
@@ -35,7 +41,14 @@ rule per_token_sample:
         step=lambda wildcards: int(wildcards.step),
         control=lambda wildcards: "--control" if wildcards.control else "",
         code=code("workflow/per_token_sample.py"),
-        settings=settings("two_layer.model", "two_layer.seed", "two_layer.per_token"),
+        settings=settings(
+            "two_layer.model",
+            "two_layer.seed",
+            "two_layer.per_token.contexts",
+            "two_layer.per_token.sampler",
+            "two_layer.per_token.shards",
+            "two_layer.evaluation",
+        ),
     threads: 1
     log:
         f"{R}/logs/per_token_sample_{{step}}{{control}}.{{shard}}.log",
@@ -60,6 +73,7 @@ rule per_token_estimate:
         directory(f"{R}/per_token/step_{{step}}{{control}}/susceptibility.zarr"),
         f"{R}/per_token/step_{{step}}{{control}}/tokens.parquet",
         f"{R}/per_token/step_{{step}}{{control}}/reliability.parquet",
+        f"{R}/per_token/step_{{step}}{{control}}/estimator.parquet",
     wildcard_constraints:
         control=r"(\.control)?",
     params:
@@ -96,4 +110,7 @@ rule ablation:
         " --tokens {R}/tokens --model {MODEL} --out {output} 2>&1 | tee {log}"
 
 
-section("per_token", results=[file for files in PER_TOKEN.values() for file in files])
+section(
+    "per_token",
+    results=[file for name in ("susceptibility", "control", "ablation") for file in PER_TOKEN[name]],
+)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
-import xarray as xr
-
 from susceptibilities.console import Progress, run
-from susceptibilities.per_token import TokenMoments, save_tokens
-from susceptibilities.store import read_json
+from susceptibilities.control_variate import CONTROLLED
+from susceptibilities.per_token import save_tokens
+from susceptibilities.store import open_zarr, read_json
+from susceptibilities.token_estimates import TokenMoments
 from susceptibilities.token_sampling import read_probes, token_table
 from susceptibilities.tokens import load_tokenizer, token_strings
 
@@ -22,13 +22,17 @@ def main() -> None:
     parser.add_argument("--shards", type=Path, required=True, nargs="+", help="Zarr stores")
     args = parser.parse_args()
     settings = read_json(args.config)["two_layer"]
-    shards = [xr.open_zarr(path, consolidated=False).load() for path in args.shards]
+    shards = [open_zarr(path).load() for path in args.shards]
     probes = read_probes(args.tokens, settings["per_token"]["contexts"])
     strings = token_strings(load_tokenizer(args.model))
     tokens = token_table(probes, strings, shards[0]["star"].values)
     moments = TokenMoments.of(shards)
     save_tokens(args.shards[0].parent, moments, tokens, settings["seed"])
-    Progress()(f"{len(tokens)} tokens x {len(moments.components)} components")
+    used = moments.estimators.count(CONTROLLED)
+    Progress()(
+        f"{len(tokens)} tokens x {len(moments.components)} components, "
+        f"{used} with the control variate"
+    )
 
 
 if __name__ == "__main__":

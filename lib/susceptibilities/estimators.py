@@ -8,7 +8,8 @@ w*, Baker eq. 41 with chains of the component (C) and unrestricted ones (full) i
            covariance        rank_one             mean_shift
 
 Measuring dL from w* changes none of the estimates of chi (a constant in dL cancels in eq. 41);
-it fixes what the second and third part mean.
+it fixes what the second and third part mean. The means may be those of the control variate
+(`control_variate`); the covariance is the plain one all the same.
 """
 
 from __future__ import annotations
@@ -22,9 +23,19 @@ from jaxtyping import Float
 from numpy.typing import NDArray
 from pydantic import BaseModel, ConfigDict
 
+from .control_variate import (
+    CONTROLLED,
+    Check,
+    Estimator,
+    Offset,
+    check,
+    coefficients,
+    names_of,
+    pool,
+)
 from .diagnostics import unhealthy
 from .jackknife import jackknife_se
-from .moments import Array, Moments, merge_all
+from .moments import Array, Moments
 
 FORMS = ("chi", "covariance", "rank_one", "mean_shift")
 MIN_CHAINS = 2
@@ -81,18 +92,25 @@ class Estimate:
         replicates: form -> (replicate, component, probe), each with one chain number left out
             of every component and of the unrestricted run.
         se_chain: form -> jackknife standard error over chains.
+        block_replicates: form -> (block, component, probe), each with one block of contexts left
+            out of the base sample and of every probe.
         se_data: form -> jackknife standard error over blocks of contexts.
         chains: healthy chains of each component, (component,).
         llc, llc_se: local learning coefficient n_beta * E_C[g], (component,).
+        estimators: of every component, ``plain`` or ``control_variate``.
+        check: what was found of the control variate; None without one.
     """
 
     value: dict[str, Array]
     replicates: dict[str, Array]
     se_chain: dict[str, Array]
+    block_replicates: dict[str, Array]
     se_data: dict[str, Array]
     chains: NDArray[np.int64]
     llc: Array
     llc_se: Array
+    estimators: tuple[str, ...]
+    check: Check | None
 
 
 def mixture_differences(
@@ -128,14 +146,41 @@ def healthy_chains(losses: xr.Dataset) -> tuple[NDArray[np.bool_], list[list[str
 
 
 def _estimate(
-    g: Array, difference: Array, healthy: NDArray[np.bool_], full: int
+    moments: Moments, offset: Offset | None, healthy: NDArray[np.bool_], full: int
 ) -> dict[str, Array]:
-    """Parts (component, probe) from g (component, chain, draw) and the chains that count."""
-    moments = Moments.of(g, difference).keep(healthy)
-    pooled = merge_all(moments[:, chain] for chain in range(g.shape[1]))
+    """Parts (component, probe) from the moments of (g, dL) of every component and chain.
+
+    Args:
+        offset: what the control variate takes off the means, zero where it is not used.
+        healthy: the chains that count.
+    """
+    chains = range(healthy.shape[1])
+    kept = moments.keep(healthy)
+    corrected = None
+    if offset is not None:
+        moved = offset.off(moments).keep(healthy)
+        corrected = [moved[:, chain] for chain in chains]
+    pooled = pool([kept[:, chain] for chain in chains], corrected)
     parts = susceptibility_parts(pooled, pooled.mean_y[full])
     parts["mean_g"] = pooled.mean_x
     return parts
+
+
+def check_losses(losses: xr.Dataset, healthy: NDArray[np.bool_]) -> tuple[Check, Array] | None:
+    """The check of a store's control variate, and its coefficients (component, chain).
+
+    On the mean loss of every context. None where the store has no control variate.
+    """
+    if "base_control" not in losses:
+        return None
+
+    def contexts(kind: str) -> Array:
+        base, probe = losses[f"base_{kind}"].values, losses[f"probe_{kind}"].values
+        return np.concatenate([base, probe.reshape(*probe.shape[:-2], -1)], -1)
+
+    means, control = contexts("shift").mean(2), contexts("control")
+    times = coefficients(means, control, healthy)
+    return check(means, control, losses["base_control"].values.mean(-1), healthy, times), times
 
 
 def data_blocks(count: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
@@ -143,14 +188,17 @@ def data_blocks(count: int, positions: NDArray[np.int64]) -> NDArray[np.int64]:
     return np.minimum(np.searchsorted(positions, np.arange(count)), len(positions) - 1)
 
 
-def estimate_checkpoint(losses: xr.Dataset) -> Estimate:
+def estimate_checkpoint(losses: xr.Dataset, estimator: Estimator = "checked") -> Estimate:
     """Susceptibilities of all components and probes, their parts and errors, and the LLCs.
 
     Args:
         losses: a store of `sampling.sample_checkpoint`; it must hold the ``full`` component.
+        estimator: of the means over chains; by default, of every component, that which its check
+            says is better.
 
     Raises:
-        ValueError: ``full`` is missing, or a component has fewer than two healthy chains.
+        ValueError: ``full`` is missing, a component has fewer than two healthy chains, or a
+            control variate is asked for that was not sampled.
     """
     names = list(losses.attrs["component"])
     if "full" not in names:
@@ -165,34 +213,57 @@ def estimate_checkpoint(losses: xr.Dataset) -> Estimate:
             f"chains, {MIN_CHAINS} needed; {'; '.join(filter(None, reasons[worst]))}. Lower "
             "step_size, raise localization, or run more chains"
         )
+    found = check_losses(losses, healthy)
+    if found is None and estimator == CONTROLLED:
+        raise ValueError(
+            f"step {losses.attrs['step']}: the chains were sampled without a control variate; set "
+            "two_layer.evaluation.control_variate: linear, and sample again"
+        )
+    times, used = np.zeros(healthy.shape), np.zeros(len(names), dtype=bool)
+    if found is not None:
+        used = found[0].chosen(estimator)
+        times = found[1] * used[:, None]
     base, probe = losses["base_shift"].values, losses["probe_shift"].values
     positions = losses["probe_context"].values
-    g, difference = mixture_differences(base, probe, positions)
-    parts = _estimate(g, difference, healthy, full)
+
+    def of_contexts(weights: Array | None = None) -> tuple[Moments, Offset | None]:
+        moments = Moments.of(*mixture_differences(base, probe, positions, weights))
+        if not used.any():
+            return moments, None
+        control = losses["base_control"].values, losses["probe_control"].values
+        offset = Offset(*mixture_differences(*control, positions, weights))
+        return moments, offset.times(times)
+
+    moments, offset = of_contexts()
+    parts = _estimate(moments, offset, healthy, full)
 
     def without_chain(chain: int) -> dict[str, Array]:
         kept = healthy.copy()
         kept[:, chain] = False
-        return _estimate(g, difference, kept, full)
+        return _estimate(moments, offset, kept, full)
 
     blocks = data_blocks(base.shape[-1], positions)
 
     def without_block(block: int) -> dict[str, Array]:
         rest = (blocks != block).astype(np.float64)
-        return _estimate(*mixture_differences(base, probe, positions, rest), healthy, full)
+        return _estimate(*of_contexts(rest), healthy, full)
 
     by_chain = [without_chain(chain) for chain in range(healthy.shape[1])]
     by_block = [without_block(block) for block in range(len(positions))]
-    replicates = {form: np.stack([p[form] for p in by_chain]) for form in (*FORMS, "mean_g")}
+    kept_forms = (*FORMS, "mean_g")
+    replicates = {form: np.stack([p[form] for p in by_chain]) for form in kept_forms}
+    left_out = {form: np.stack([p[form] for p in by_block]) for form in kept_forms}
     n_beta = float(losses.attrs["sampler"]["n_beta"])
-    block_g = np.stack([p["mean_g"] for p in by_block])
-    llc_variance = jackknife_se(replicates["mean_g"]) ** 2 + jackknife_se(block_g) ** 2
+    llc_variance = jackknife_se(replicates["mean_g"]) ** 2 + jackknife_se(left_out["mean_g"]) ** 2
     return Estimate(
         value={form: parts[form] for form in FORMS},
         replicates={form: replicates[form] for form in FORMS},
         se_chain={form: jackknife_se(replicates[form]) for form in FORMS},
-        se_data={f: jackknife_se(np.stack([p[f] for p in by_block])) for f in FORMS},
+        block_replicates={form: left_out[form] for form in FORMS},
+        se_data={form: jackknife_se(left_out[form]) for form in FORMS},
         chains=counts,
         llc=n_beta * parts["mean_g"],
         llc_se=n_beta * np.sqrt(llc_variance),
+        estimators=names_of(used),
+        check=None if found is None else found[0],
     )

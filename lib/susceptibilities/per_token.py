@@ -3,12 +3,12 @@
 The susceptibility of token y in context x is eq. 41 with l_xy - L_n in the place of dL. With
 s = l_xy - l_xy(w*) and g = L_n - L_n(w*), both along the same chain, dL is s - g up to a
 constant, so everything follows from the moments of (g, s) of every token: the chains never
-have to be kept.
+have to be kept. Chains with a control variate have what it takes off their means beside them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import combinations
 from pathlib import Path
@@ -16,21 +16,22 @@ from typing import Any
 
 import numpy as np
 import polars as pl
-import xarray as xr
 from numpy.typing import NDArray
 
+from .control_variate import PLAIN, Estimator
 from .cubes import head_of
-from .diagnostics import unhealthy
-from .estimators import FORMS, MIN_CHAINS, susceptibility_parts
+from .estimators import FORMS
 from .jackknife import jackknife_se
-from .moments import Array, Moments, merge_all
-from .store import atomic_path, read_json
+from .moments import Array
+from .store import atomic_path, open_zarr, read_json
 from .token_errors import context_blocks
+from .token_estimates import TokenMoments, estimate_tokens, load_shards
 
 FOLDER = "per_token"
 SUSCEPTIBILITY = "susceptibility.zarr"
 TOKENS = "tokens.parquet"
 RELIABILITY = "reliability.parquet"
+ESTIMATOR = "estimator.parquet"
 ABLATION = "ablation.parquet"
 
 # Ways to split the chains in halves that are averaged over; more do not change the mean.
@@ -56,6 +57,7 @@ class PerToken:
         replicates: form -> (chain, component, token), each with one chain number left out of
             every component and of the unrestricted run.
         draws: kept draws a chain.
+        estimators: of every component, ``plain`` or ``control_variate``.
     """
 
     tokens: pl.DataFrame
@@ -66,11 +68,12 @@ class PerToken:
     step: int
     n_beta: float
     draws: int
+    estimators: tuple[str, ...] = ()
 
     @property
     def heads(self) -> tuple[str, ...]:
         """The attention heads among the components."""
-        return tuple(name for name in self.components if ":" in name)
+        return tuple(name for name in self.components if head_of(name))
 
     @property
     def probes(self) -> tuple[str, ...]:
@@ -98,16 +101,24 @@ class PerToken:
         return rows[chosen.to_numpy()].astype(np.int64)
 
 
-def load_per_token(results: Path, control: bool = False, step: int | None = None) -> PerToken:
+def load_per_token(
+    results: Path,
+    control: bool = False,
+    step: int | None = None,
+    estimator: Estimator = "checked",
+) -> PerToken:
     """Read the per-token susceptibilities of a run.
 
     Args:
         results: folder of one scale.
         control: those of the n_beta = 0 chains.
         step: training step of the checkpoint; the last one measured by default.
+        estimator: ``checked`` is what the run has saved, see `control_variate`; the others are
+            estimated now, from the moments of the chains, where they are not the same.
 
     Raises:
-        FileNotFoundError: they were not computed for that step.
+        FileNotFoundError: they were not computed for that step, or the moments are gone.
+        ValueError: the chains have no control variate, and it is asked for.
     """
     if step is None:
         settings = read_json(results / "config.json")["two_layer"]["per_token"]
@@ -119,123 +130,28 @@ def load_per_token(results: Path, control: bool = False, step: int | None = None
             f"no per-token susceptibilities at {folder}: build them with "
             "`snakemake per_token`, or add the step to two_layer.per_token in the scale file"
         )
-    data = xr.open_zarr(folder / SUSCEPTIBILITY, consolidated=False).load()
+    data = open_zarr(folder / SUSCEPTIBILITY).load()
+    components = tuple(data.attrs["component"])
+    if not _made_by(data.attrs, estimator):
+        data = estimate_tokens(TokenMoments.of(load_shards(folder), estimator))
     return PerToken(
         tokens=pl.read_parquet(folder / TOKENS),
-        components=tuple(data.attrs["component"]),
+        components=components,
         value={form: data[form].values for form in FORMS},
         se={form: data[f"{form}_se"].values for form in FORMS},
         replicates={form: data[f"{form}_replicate"].values for form in FORMS},
         step=int(data.attrs["step"]),
         n_beta=float(data.attrs["n_beta"]),
         draws=int(data.attrs["draws"]),
+        estimators=tuple(data.attrs.get("estimator", [PLAIN] * len(components))),
     )
 
 
-@dataclass(frozen=True)
-class TokenMoments:
-    """Moments of (g, s) along every chain, read from the shards of one checkpoint.
-
-    Attributes:
-        moments: leading axes (component, chain), K tokens; y is s - g, that is dL of a token.
-        healthy: which chains count, (component, chain).
-    """
-
-    components: tuple[str, ...]
-    moments: Moments
-    healthy: NDArray[np.bool_]
-    attrs: dict[str, Any]
-
-    @property
-    def full(self) -> int:
-        """Place of the unrestricted chains among the components."""
-        return self.components.index("full")
-
-    @classmethod
-    def of(cls, shards: Iterable[xr.Dataset]) -> TokenMoments:
-        """Put the shards of `token_sampling.sample_tokens` together: ``full``, then the heads.
-
-        Raises:
-            ValueError: shards of different runs, a component twice, the unrestricted chains
-                missing, or a component with fewer than two healthy chains.
-        """
-        parts = list(shards)
-        attrs = [{k: v for k, v in p.attrs.items() if k != "component"} for p in parts]
-        if any(a["identity"] != attrs[0]["identity"] for a in attrs):
-            raise ValueError("shards of different runs: model, text or settings differ; resample")
-        names = tuple(name for p in parts for name in p.attrs["component"])
-        if len(set(names)) < len(names) or "full" not in names:
-            raise ValueError(
-                f"shards must hold every component once, 'full' among them; found {names}"
-            )
-
-        order = sorted(range(len(names)), key=lambda i: head_of(names[i]) or (-1, 0))
-        names = tuple(names[i] for i in order)
-
-        def joined(name: str) -> Array:
-            return np.concatenate([p[name].values for p in parts])[order]
-
-        # Cov(g, s - g) = Cov(g, s) - Var(g)
-        mean_g = joined("mean_g")
-        moments = Moments(
-            np.full(mean_g.shape, float(attrs[0]["draws"])),
-            mean_g,
-            joined("mean_shift") - mean_g[..., None],
-            joined("comoment") - joined("square_g")[..., None],
-        )
-        reasons = [
-            unhealthy(died, distance, int(size), float(attrs[0]["localization"]))
-            for died, distance, size in zip(
-                joined("died"), joined("distance"), joined("size"), strict=True
-            )
-        ]
-        healthy = np.array([[not reason for reason in row] for row in reasons])
-        if (counts := healthy.sum(1)).min() < MIN_CHAINS:
-            worst = int(counts.argmin())
-            raise ValueError(
-                f"step {attrs[0]['step']}, component {names[worst]}: {counts[worst]} healthy "
-                f"chains, {MIN_CHAINS} needed; {'; '.join(filter(None, reasons[worst]))}"
-            )
-        return cls(names, moments, healthy, attrs[0])
-
-    def parts(self, component: int, chains: Sequence[int]) -> dict[str, Array]:
-        """Chi and its parts, form -> (token,), from some chains of it and of the full run."""
-        kept = np.zeros_like(self.healthy)
-        kept[:, list(chains)] = self.healthy[:, list(chains)]
-
-        def pooled(place: int) -> Moments:
-            mine = self.moments[place].keep(kept[place])
-            return merge_all(mine[chain] for chain in chains)
-
-        return susceptibility_parts(pooled(component), pooled(self.full).mean_y)
-
-
-def estimate_tokens(moments: TokenMoments) -> xr.Dataset:
-    """Chi of every token, its parts, jackknife replicates over chains and standard errors."""
-    chains = moments.healthy.shape[1]
-    everything = range(chains)
-    value: dict[str, list[Array]] = {form: [] for form in FORMS}
-    left_out: dict[str, list[Array]] = {form: [] for form in FORMS}
-    for place in range(len(moments.components)):
-        whole = moments.parts(place, everything)
-        rest = [moments.parts(place, [c for c in everything if c != chain]) for chain in everything]
-        for form in FORMS:
-            value[form].append(whole[form])
-            left_out[form].append(np.stack([r[form] for r in rest]))
-    variables: dict[str, Any] = {}
-    for form in FORMS:
-        replicates = np.stack(left_out[form], 1)  # (chain, component, token)
-        variables[form] = (("component", "token"), np.stack(value[form]))
-        variables[f"{form}_se"] = (("component", "token"), jackknife_se(replicates))
-        variables[f"{form}_replicate"] = (
-            ("chain", "component", "token"),
-            replicates.astype(np.float32),
-        )
-    data = xr.Dataset(variables)
-    for variable in data.data_vars.values():
-        variable.attrs["units"] = "nats squared"
-    data.attrs = {**moments.attrs, "component": list(moments.components)}
-    return data
+def _made_by(attrs: dict[str, Any], estimator: Estimator) -> bool:
+    """Whether a store of `estimate_tokens` holds what this estimator would give."""
+    # A store of chains without control variates may say nothing of them.
+    used = set(attrs.get("estimator", [PLAIN]))
+    return estimator == "checked" or used == {estimator}
 
 
 def _correlations(one: Array, two: Array, blocks: NDArray[np.int64]) -> tuple[float, Array]:
@@ -255,9 +171,11 @@ def _correlations(one: Array, two: Array, blocks: NDArray[np.int64]) -> tuple[fl
     return float(r(sums.sum(1), size.sum())), rest
 
 
-def reliability_table(moments: TokenMoments, tokens: pl.DataFrame, seed: int) -> pl.DataFrame:
+def reliability_table(
+    moments: TokenMoments, tokens: pl.DataFrame, seed: int, sizes: Sequence[int] | None = None
+) -> pl.DataFrame:
     """How much of the matrix is signal: the correlation over tokens between estimates from
-    ``m`` chains and from ``m`` others, for every ``m`` up to half of the chains.
+    ``m`` chains and from ``m`` others, for every ``m`` up to half of the chains, or of ``sizes``.
 
     Averaged over ways to choose the chains; no Spearman-Brown correction. The standard error
     is a jackknife over blocks of contexts.
@@ -266,7 +184,7 @@ def reliability_table(moments: TokenMoments, tokens: pl.DataFrame, seed: int) ->
     blocks = context_blocks(tokens)
     rng = np.random.default_rng(seed)
     rows = []
-    for size in range(1, chains // 2 + 1):
+    for size in sizes or range(1, chains // 2 + 1):
         pairs = [
             (one, two)
             for one in combinations(range(chains), size)
@@ -301,8 +219,10 @@ def reliability_table(moments: TokenMoments, tokens: pl.DataFrame, seed: int) ->
 
 
 def save_tokens(folder: Path, moments: TokenMoments, tokens: pl.DataFrame, seed: int) -> None:
-    """Write the estimates, the token table and the reliabilities of one checkpoint."""
+    """Write the estimates, the token table, the reliabilities and the estimators' checks."""
     data = estimate_tokens(moments)
+    with atomic_path(folder / ESTIMATOR) as path:
+        moments.estimator_table().write_parquet(path)
     with atomic_path(folder / TOKENS) as path:
         tokens.write_parquet(path)
     with atomic_path(folder / RELIABILITY) as path:

@@ -9,6 +9,7 @@ import numpy as np
 import polars as pl
 import xarray as xr
 
+from .control_variate import Estimator, estimator_table
 from .diagnostics import autocorrelation, effective_sample_size, split_rhat
 from .estimators import FORMS, Estimate, estimate_checkpoint, healthy_chains
 from .jackknife import split_reliability
@@ -27,6 +28,7 @@ def _long(estimate: Estimate, losses: xr.Dataset) -> tuple[pl.DataFrame, pl.Data
         "component": np.broadcast_to(np.array(names)[:, None], shape).ravel(),
     }
     chains = np.broadcast_to(estimate.chains[:, None], shape).ravel()
+    estimators = np.broadcast_to(np.array(estimate.estimators)[:, None], shape).ravel()
     values, replicates = [], []
     for form in FORMS:
         se_chain, se_data = estimate.se_chain[form], estimate.se_data[form]
@@ -38,6 +40,7 @@ def _long(estimate: Estimate, losses: xr.Dataset) -> tuple[pl.DataFrame, pl.Data
                 se_chain=se_chain.ravel(),
                 se_data=se_data.ravel(),
                 n_chains=chains,
+                estimator=estimators,
             )
         )
         for number, replicate in enumerate(estimate.replicates[form]):
@@ -126,20 +129,32 @@ def parts_table(stores: Sequence[xr.Dataset], estimates: Sequence[Estimate]) -> 
     return pl.DataFrame(rows)
 
 
-def estimate_run(paths: Sequence[Path], control_paths: Sequence[Path]) -> dict[str, pl.DataFrame]:
+def _estimators(losses: xr.Dataset, estimate: Estimate, control: bool) -> pl.DataFrame:
+    """Which estimator every component's means have, and what the check found."""
+    table = estimator_table(losses.attrs["component"], estimate.estimators, estimate.check)
+    step = pl.lit(int(losses.attrs["step"]), pl.Int64)
+    return table.select(step.alias("step"), pl.lit(control).alias("control"), *table.columns)
+
+
+def estimate_run(
+    paths: Sequence[Path], control_paths: Sequence[Path], estimator: Estimator = "checked"
+) -> dict[str, pl.DataFrame]:
     """All tables of a run from its loss stores.
 
+    Args:
+        estimator: of the means over chains, see `control_variate`.
+
     Returns:
-        ``susceptibility``, ``replicates``, ``llc``, ``health``, ``traces``, ``parts``, and for
-        the n_beta = 0 stores ``control`` and ``control_parts`` (empty without any).
+        ``susceptibility``, ``replicates``, ``llc``, ``health``, ``traces``, ``parts``,
+        ``estimator``, and for the n_beta = 0 stores ``control`` and ``control_parts`` (empty
+        without any).
     """
-    tables: dict[str, list[pl.DataFrame]] = {
-        name: [] for name in ("susceptibility", "replicates", "llc", "health", "traces", "control")
-    }
+    names = ("susceptibility", "replicates", "llc", "health", "traces", "estimator", "control")
+    tables: dict[str, list[pl.DataFrame]] = {name: [] for name in names}
     stores = [load_losses(path) for path in sorted(paths)]
     controls = [load_losses(path) for path in sorted(control_paths)]
-    estimates = [estimate_checkpoint(losses) for losses in stores]
-    control_estimates = [estimate_checkpoint(losses) for losses in controls]
+    estimates = [estimate_checkpoint(losses, estimator) for losses in stores]
+    control_estimates = [estimate_checkpoint(losses, estimator) for losses in controls]
     for losses, estimate in zip(stores, estimates, strict=True):
         values, replicates = _long(estimate, losses)
         tables["susceptibility"].append(values)
@@ -152,13 +167,16 @@ def estimate_run(paths: Sequence[Path], control_paths: Sequence[Path]) -> dict[s
                     "llc": estimate.llc,
                     "se": estimate.llc_se,
                     "n_chains": estimate.chains,
+                    "estimator": estimate.estimators,
                 }
             )
         )
+        tables["estimator"].append(_estimators(losses, estimate, control=False))
         tables["health"].append(_health(losses, control=False))
         tables["traces"].append(_traces(losses))
     for losses, estimate in zip(controls, control_estimates, strict=True):
         tables["control"].append(_long(estimate, losses)[0])
+        tables["estimator"].append(_estimators(losses, estimate, control=True))
         tables["health"].append(_health(losses, control=True))
     frames = {name: pl.concat(parts) if parts else pl.DataFrame() for name, parts in tables.items()}
     frames["parts"] = parts_table(stores, estimates)

@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 
 from susceptibilities.cubes import head_of
 from susceptibilities.jackknife import Array, Estimate, pseudo_values
+from susceptibilities.reliability import spearman_brown, times_to
 from susceptibilities.response_matrix import REMAINDER, RESPONSE_FORMS, Mask, Response
 
 HALF = 0.5
@@ -59,18 +60,6 @@ def chain_reliability(single: Array, blocks: NDArray[np.int64]) -> tuple[Array, 
     rest = np.stack([mean(pairs(blocks != b), every) for b in numbers])
     squares += (len(numbers) - 1) / len(numbers) * np.square(rest - rest.mean(0)).sum(0)
     return value, np.sqrt(squares)
-
-
-def spearman_brown(reliability: float, times: float) -> float:
-    """Reliability of an estimate from ``times`` as many chains."""
-    return times * reliability / (1.0 + (times - 1.0) * reliability)
-
-
-def times_to(target: float, reliability: float) -> float:
-    """How many times as many chains give a reliability; infinite where there is no signal."""
-    if reliability <= 0.0:
-        return float("inf")
-    return target * (1.0 - reliability) / (reliability * (1.0 - target))
 
 
 def groups_of(heads: tuple[str, ...]) -> dict[str, list[int]]:

@@ -14,6 +14,7 @@ S4_1_TABLES = [
         "traces",
         "parts",
         "control_parts",
+        "estimator",
     )
 ]
 

@@ -13,21 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import polars as pl
-import xarray as xr
 from numpy.typing import NDArray
 
 from susceptibilities.cubes import CONTROL_PROBE, Array, Axes, cube, full_cube
-from susceptibilities.estimators import (
-    FORMS,
-    data_blocks,
-    estimate_checkpoint,
-    healthy_chains,
-    mixture_differences,
-    susceptibility_parts,
-)
+from susceptibilities.estimators import estimate_checkpoint
 from susceptibilities.jackknife import Estimate, jackknife_se
-from susceptibilities.moments import Moments, merge_all
 from susceptibilities.per_token import PerToken
+from susceptibilities.store import open_zarr
 from susceptibilities.token_errors import context_blocks
 
 STATISTICS = ("pearson", "fisher_z", "least_squares", "deming", "reverse", "intercept")
@@ -61,24 +53,13 @@ def resample(store: Path) -> Resampled | None:
     """Replicates of eq. 41 from the losses along the chains; None where they were not kept."""
     if not store.exists():
         return None
-    losses = xr.open_zarr(store, consolidated=False).load()
-    base, probe = losses["base_shift"].values, losses["probe_shift"].values
-    positions = losses["probe_context"].values
-    healthy, _ = healthy_chains(losses)
-    full = list(losses.attrs["component"]).index("full")
-    blocks = data_blocks(base.shape[-1], positions)
-    left_out: dict[str, list[Array]] = {form: [] for form in FORMS}
-    for block in range(len(positions)):
-        kept = (blocks != block).astype(np.float64)
-        moments = Moments.of(*mixture_differences(base, probe, positions, kept)).keep(healthy)
-        pooled = merge_all(moments[:, chain] for chain in range(healthy.shape[1]))
-        for form, values in susceptibility_parts(pooled, pooled.mean_y[full]).items():
-            left_out[form].append(values)
+    losses = open_zarr(store).load()
+    found = estimate_checkpoint(losses)
     return Resampled(
         tuple(losses.attrs["component"]),
         tuple(losses.attrs["probe"]),
-        {form: estimate_checkpoint(losses).replicates[form] for form in FORMS},
-        {form: np.stack(values) for form, values in left_out.items()},
+        found.replicates,
+        found.block_replicates,
     )
 
 
