@@ -46,7 +46,7 @@ def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def cut_small(set_value: Callable[[object, str, object], None]) -> None:
-    limits = replace(memory_limits("cpu"), draws=12_000, losses=8 * 4 * 2 * 6 * 4)
+    limits = replace(memory_limits("cpu"), draws=12_000, losses=4 * 4 * 2 * 6 * 4)
     set_value(chains_module, "memory_limits", lambda device: limits)
     set_value(saver_module, "SAVE_SECONDS", 0.0)
     set_value(saver_module, "SAVE_SHARE", float("inf"))

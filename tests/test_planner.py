@@ -248,7 +248,7 @@ def test_work_grows_as_it_should(run: Run) -> None:
     controlled = plans(control_variate="linear")
     for one, two in zip(ones, controlled, strict=True):
         # Two evaluations a chain beside three of draws.
-        assert 1.25 < two.evaluation / one.evaluation <= 5 / 3 + 1e-9
+        assert 1.2 < two.evaluation / one.evaluation <= 5 / 3 + 1e-9
 
 
 def test_heads_of_a_layer_share_the_streams_below(run: Run) -> None:

@@ -186,12 +186,11 @@ class Planner:
         """Work of all evaluations, with the streams below computed every time they are needed;
         and how many contexts' that are."""
         run, c, limits = self.run, self.run.sampler, self._limits
-        turns, rest = divmod(c.draws, held)
-        groups = [(c.chains * held, turns), (c.chains * rest, 1), (c.chains * run.controls, 1)]
+        turns, rest = divmod(c.draws - 1, held)
+        # The control variate is evaluated together with the last draws.
+        groups = [(c.chains * held, turns), (c.chains * (rest + 1 + run.controls), 1)]
         total, contexts = Work(), 0.0
         for vectors, times in groups:
-            if not vectors:
-                continue
             blocks = self.blocks(vectors)
             each = max(1, min(run.contexts, blocks.rows_of_logits // (run.context - 1)))
             repeats = 1
