@@ -126,6 +126,25 @@ def test_the_fast_path_is_the_plain_one(
 
 
 @pytest.mark.parametrize(("shape", "name"), CASES)
+def test_a_vocabulary_in_many_parts(monkeypatch: pytest.MonkeyPatch, shape: str, name: str) -> None:
+    monkeypatch.setattr("susceptibilities.losses.logits._COLUMNS", 37)
+    model, tokens = make(shape), some_tokens(shape)
+    fast, plain = both(model, name)
+    weights, all_tokens = perturbed(fast.w_star, 3), plain.prepare(tokens)
+    prepared = fast.prepare(tokens)
+    rows = torch.tensor([[0, 1], [6, 2], [3, 3]])
+    assert error(fast.shifts(weights, prepared), plain.shifts(weights, all_tokens)) < 1e-12
+    assert error(fast.star(prepared), plain.star(all_tokens)) < 1e-12
+    found = fast.loss_and_gradient(weights, prepared, rows)
+    exact = plain.loss_and_gradient(weights, all_tokens, rows)
+    assert error(found[0], exact[0]) < 1e-12
+    assert error(found[1], exact[1]) < 1e-11
+    narrow, _ = both(make(shape, torch.float32), name, "bfloat16")
+    small = narrow.shifts(weights.float(), narrow.prepare(tokens)).double()
+    assert error(small, plain.shifts(weights, all_tokens)) < 2**-7
+
+
+@pytest.mark.parametrize(("shape", "name"), CASES)
 def test_bfloat16_in_the_change_of_the_logits_costs_little(shape: str, name: str) -> None:
     # Its precision is 2^-9; the target's logit is exact, the others' errors are averaged.
     model, tokens = make(shape, torch.float32), some_tokens(shape)

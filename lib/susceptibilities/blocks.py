@@ -12,9 +12,9 @@ import torch
 
 from .models.shapes import Shape, inner_width, mlp_width
 
-# CPU: a block of logits of 4 MB in float32, but never so few rows that the product is slow.
+# CPU: a block of logits of 4 MB in float32, or as many rows of 2,048 columns as are worth it.
 _CPU_LOGITS = 1 << 20
-_CPU_LEAST_LOGIT_ROWS = 64
+_CPU_LEAST_LOGIT_ROWS = 256
 _CPU_MOST_LOGIT_ROWS = 512
 _CPU_STREAM_ROWS = 4096
 # GPU: beyond these sizes a product is no faster.

@@ -20,6 +20,9 @@ from torch.autograd.function import FunctionCtx
 
 from ..blocks import logit_rows
 
+# Columns of the vocabulary that are taken at a time on a CPU: a block of logits stays in cache.
+_COLUMNS = 2048
+
 
 def row_blocks(rows: int, vocabulary: int, device: torch.device) -> Iterator[slice]:
     """Slices of at most `logit_rows` rows."""
@@ -28,9 +31,26 @@ def row_blocks(rows: int, vocabulary: int, device: torch.device) -> Iterator[sli
         yield slice(start, min(start + size, rows))
 
 
-def affine(x: Tensor, weight: Tensor, bias: Tensor | None, out: Tensor) -> Tensor:
-    """x @ weight + bias, in ``out``: fresh memory for every block costs as much as the sum."""
-    return torch.mm(x, weight, out=out) if bias is None else torch.addmm(bias, x, weight, out=out)
+def columns(vocabulary: int, device: torch.device) -> list[slice]:
+    """Slices of the vocabulary."""
+    size = _COLUMNS if device.type == "cpu" else vocabulary
+    return [slice(i, min(i + size, vocabulary)) for i in range(0, vocabulary, size)]
+
+
+def _product(
+    base: Tensor | None, x: Tensor, weight: Tensor, buffer: Tensor
+) -> Float[Tensor, "row columns"]:
+    """base + x @ weight in the memory of ``buffer``: fresh memory costs as much as a sum."""
+    out = buffer[: len(x) * weight.shape[1]].view(len(x), -1)
+    if base is None:
+        return torch.mm(x, weight, out=out)
+    return torch.addmm(base, x, weight, out=out)
+
+
+def _buffer(like: Tensor, vocabulary: int) -> Tensor:
+    """Room for one block of logits of the rows of ``like``."""
+    widest = max(c.stop - c.start for c in columns(vocabulary, like.device))
+    return like.new_empty(like.shape[-2] * widest)
 
 
 def log_sum_exp(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, " row"]:
@@ -43,10 +63,11 @@ def log_sum_exp(logits: Float[Tensor, "row d_vocab"]) -> Float[Tensor, " row"]:
     return F.cross_entropy(logits, target, reduction="none") + first
 
 
-def _buffer(final: Tensor, weight: Tensor) -> Tensor:
-    """Room for one block of logits."""
-    rows = min(len(final), logit_rows(final.device, weight.shape[1]))
-    return final.new_empty(rows, weight.shape[1])
+def _target_logits(
+    final: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor
+) -> Float[Tensor, " row"]:
+    own = (final * weight.T[targets]).sum(-1)
+    return own if bias is None else own + bias[targets]
 
 
 def linear_losses(
@@ -57,11 +78,33 @@ def linear_losses(
 ) -> Float[Tensor, " row"]:
     """-log p(target) of every row."""
     losses = final.new_empty(len(final))
-    logits = _buffer(final, weight)
-    for rows in row_blocks(len(final), weight.shape[1], final.device):
-        block = affine(final[rows], weight, bias, logits[: rows.stop - rows.start])
-        losses[rows] = F.cross_entropy(block, targets[rows], reduction="none")
-    return losses
+    vocabulary = weight.shape[1]
+    for rows in row_blocks(len(final), vocabulary, final.device):
+        block = final[rows]
+        buffer = _buffer(block, vocabulary)
+        parts = [
+            log_sum_exp(
+                _product(None if bias is None else bias[some], block, weight[:, some], buffer)
+            )
+            for some in columns(vocabulary, final.device)
+        ]
+        losses[rows] = torch.logsumexp(torch.stack(parts), 0)
+    return losses - _target_logits(final, weight, bias, targets)
+
+
+def _softmax(
+    x: Tensor, weight: Tensor, bias: Tensor | None, some: list[slice]
+) -> tuple[list[Tensor], Float[Tensor, "part row"]]:
+    """Softmax within each part of the vocabulary, and each part's log sum of exponentials."""
+    buffer = _buffer(x, weight.shape[1])
+    slopes, parts = [], []
+    for c in some:
+        logits = _product(None if bias is None else bias[c], x, weight[:, c], buffer)
+        slope = torch.softmax(logits, -1)
+        largest, where = logits.max(-1, keepdim=True)
+        parts.append((largest - slope.gather(1, where).log()).squeeze(1))
+        slopes.append(slope)
+    return slopes, torch.stack(parts)
 
 
 class _LinearLossSum(torch.autograd.Function):
@@ -84,20 +127,28 @@ class _LinearLossSum(torch.autograd.Function):
         d_final = torch.empty_like(final) if needs_final else None
         d_weight = torch.zeros_like(weight) if needs_weight else None
         d_bias = torch.zeros_like(bias) if needs_bias and bias is not None else None
-        logits, slopes = _buffer(final, weight), _buffer(final, weight)
+        some = columns(weight.shape[1], final.device)
         for rows in row_blocks(len(final), weight.shape[1], final.device):
-            count = rows.stop - rows.start
-            block = affine(final[rows], weight, bias, logits[:count])
-            slope = torch.softmax(block, -1, out=slopes[:count])
-            index = targets[rows, None]
-            losses[rows] = -slope.gather(1, index).log_().squeeze(1)
-            slope.scatter_add_(1, index, slope.new_full(index.shape, -1.0))
+            x = final[rows]
+            slopes, parts = _softmax(x, weight, bias, some)
+            whole = torch.logsumexp(parts, 0)
+            shares = torch.exp(parts - whole)[..., None]
+            target = targets[rows]
+            losses[rows] = whole - _target_logits(x, weight, bias, target)
             if d_final is not None:
-                torch.mm(slope, weight.T, out=d_final[rows])
+                slope = -weight.T[target]
+                for c, p, share in zip(some, slopes, shares, strict=True):
+                    slope += share * (p @ weight[:, c].T)
+                d_final[rows] = slope
+            for c, p, share in zip(some, slopes, shares, strict=True):
+                if d_weight is not None:
+                    d_weight[:, c] += (share * x).T @ p
+                if d_bias is not None:
+                    d_bias[c] += share[:, 0] @ p
             if d_weight is not None:
-                d_weight.addmm_(final[rows].T, slope)
+                d_weight.index_add_(1, target, x.T, alpha=-1)
             if d_bias is not None:
-                d_bias += slope.sum(0)
+                d_bias.index_add_(0, target, torch.ones_like(losses[rows]), alpha=-1)
         ctx.save_for_backward(*(g for g in (d_final, d_weight, d_bias) if g is not None))
         ctx.which = (d_final is not None, d_weight is not None, d_bias is not None)  # type: ignore[attr-defined]
         return losses.view(groups, -1).sum(-1)
@@ -146,8 +197,14 @@ class Reference:
     @classmethod
     def of(cls, final: Tensor, weight: Tensor, bias: Tensor | None, targets: Tensor) -> Reference:
         """One block of rows; the caller bounds its size."""
-        logits = affine(final, weight, bias, final.new_empty(len(final), weight.shape[1]))
-        return cls(final, logits.sub_(log_sum_exp(logits)[:, None]), targets)
+        logits = final.new_empty(len(final), weight.shape[1])
+        buffer, parts = _buffer(final, weight.shape[1]), []
+        for c in columns(weight.shape[1], final.device):
+            some = _product(None if bias is None else bias[c], final, weight[:, c], buffer)
+            logits[:, c] = some
+            parts.append(log_sum_exp(some))
+        whole = torch.logsumexp(torch.stack(parts), 0)
+        return cls(final, logits.sub_(whole[:, None]), targets)
 
     @property
     def losses(self) -> Float[Tensor, " row"]:
@@ -165,24 +222,34 @@ class FinalShift:
     """
 
     def __init__(self, weight: Float[Tensor, "d_model d_vocab"], narrow: bool) -> None:
-        self.weight = weight
         self.rows = weight.T.contiguous()  # to gather the targets' columns from
-        self.narrow = weight.bfloat16() if narrow else None
+        self.narrow = narrow
+        self.columns = columns(weight.shape[1], weight.device)
+        parts = (weight[:, c].contiguous() for c in self.columns)
+        self.weight = [part.bfloat16() if narrow else part for part in parts]
 
     def __call__(
         self, reference: Reference, final: Float[Tensor, "draw row d_model"]
     ) -> Float[Tensor, "draw row"]:
         delta = final - reference.final
-        chosen = self.rows[reference.targets]
-        result = final.new_empty(final.shape[:2])
-        logits = torch.empty_like(reference.log_p)
-        for draw, change in enumerate(delta):
-            if self.narrow is None:
-                torch.addmm(reference.log_p, change, self.weight, out=logits)
-            else:
-                torch.add(reference.log_p, change.bfloat16() @ self.narrow, out=logits)
-            result[draw] = log_sum_exp(logits) - (change * chosen).sum(-1)
-        return result
+        buffer = _buffer(reference.final, reference.log_p.shape[1])
+        parts = []
+        for c, weight in zip(self.columns, self.weight, strict=True):
+            log_p = reference.log_p[:, c]
+            for change in delta:
+                if self.narrow:
+                    logits = buffer[: log_p.numel()].view(log_p.shape)
+                    torch.add(log_p, change.bfloat16() @ weight, out=logits)
+                else:
+                    logits = _product(log_p, change, weight, buffer)
+                parts.append(log_sum_exp(logits))
+        own = (delta * self.rows[reference.targets]).sum(-1)
+        return _total(parts, len(delta)) - own
+
+
+def _total(parts: list[Tensor], draws: int) -> Float[Tensor, "draw row"]:
+    """Log sum of exponentials of the whole vocabulary from those of its parts, draws inside."""
+    return torch.logsumexp(torch.stack(parts).unflatten(0, (-1, draws)), 0)
 
 
 def unembedding_shift(
@@ -192,15 +259,16 @@ def unembedding_shift(
     narrow: bool,
 ) -> Float[Tensor, " row"]:
     """Changes of the losses where the unembedding changes by ``weight`` and ``bias``."""
-    if narrow:
-        logits = reference.log_p + (reference.final.bfloat16() @ weight.bfloat16())
-    else:
-        logits = torch.addmm(reference.log_p, reference.final, weight)
-    own = (reference.final * weight.T[reference.targets]).sum(-1)
-    if bias is not None:
-        logits += bias
-        own = own + bias[reference.targets]
-    return log_sum_exp(logits) - own
+    buffer, parts = _buffer(reference.final, weight.shape[1]), []
+    for c in columns(weight.shape[1], weight.device):
+        log_p = reference.log_p[:, c]
+        if narrow:
+            logits = log_p + (reference.final.bfloat16() @ weight[:, c].bfloat16())
+        else:
+            logits = _product(log_p, reference.final, weight[:, c], buffer)
+        parts.append(log_sum_exp(logits if bias is None else logits.add_(bias[c])))
+    own = _target_logits(reference.final, weight, bias, reference.targets)
+    return torch.logsumexp(torch.stack(parts), 0) - own
 
 
 class LowRankShift:
@@ -248,15 +316,17 @@ class LowRankShift:
         projected: Float[Tensor, "draw d_head+1 d_vocab"],
     ) -> Float[Tensor, "draw row"]:
         """Losses minus ``star``."""
-        result = mixed.new_empty(mixed.shape[:2])
-        logits = torch.empty_like(rest_logits)
         stream = torch.baddbmm(rest.expand(len(mixed), *rest.shape), mixed, output)
         # The normalisation's scale; torch.var takes several times longer.
         inverse = torch.native_layer_norm(stream, stream.shape[-1:], None, None, self.eps)[2]
         own = (stream * self.rows[targets]).sum(-1) * inverse[..., 0] + self.constant[targets]
         # With the constant as a row of the product there is one pass over the logits less.
         scaled = torch.cat([mixed * inverse, torch.ones_like(inverse)], -1)
-        for draw, left in enumerate(scaled):
-            torch.mul(rest_logits, inverse[draw], out=logits)
-            result[draw] = log_sum_exp(logits.addmm_(left, projected[draw]))
-        return result - own - star
+        buffer, parts = _buffer(rest, rest_logits.shape[1]), []
+        for c in columns(rest_logits.shape[1], rest.device):
+            base = rest_logits[:, c]
+            logits = buffer[: base.numel()].view(base.shape)
+            for draw, left in enumerate(scaled):
+                torch.mul(base, inverse[draw], out=logits)
+                parts.append(log_sum_exp(logits.addmm_(left, projected[draw][:, c])))
+        return _total(parts, len(mixed)) - own - star
