@@ -12,14 +12,14 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from susceptibilities import operations as count
-from susceptibilities import work
 from susceptibilities.components import Component, component, component_names
 from susceptibilities.losses import component_losses
 from susceptibilities.models.attention_only import AttentionOnlyConfig
 from susceptibilities.models.gpt_neox import PYTHIA, GPTNeoXConfig
 from susceptibilities.models.shapes import Shape, new_model
 from susceptibilities.models.transformer import Transformer
+from susceptibilities.planning import operations as count
+from susceptibilities.planning import work
 
 ATTENTION_ONLY = AttentionOnlyConfig(
     n_layers=3, n_heads=2, d_model=12, d_head=5, n_ctx=9, d_vocab=40

@@ -22,11 +22,11 @@ from susceptibilities.console import run
 from susceptibilities.models.gpt_neox import PYTHIA
 from susceptibilities.models.loading import load_config
 from susceptibilities.models.shapes import Shape
-from susceptibilities.plan_tables import HERE, Options, estimate
-from susceptibilities.planner import plan
+from susceptibilities.planning.plan import plan
+from susceptibilities.planning.rates import DEVICES, MEASUREMENTS, Shares
+from susceptibilities.planning.runs import Run
+from susceptibilities.planning.tables import HERE, Options, estimate
 from susceptibilities.posterior import SamplerConfig
-from susceptibilities.rates import DEVICES, MEASUREMENTS, Shares
-from susceptibilities.runs import Run
 
 
 def shape_of(name: str) -> Shape:

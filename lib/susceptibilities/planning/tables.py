@@ -9,10 +9,10 @@ from typing import Literal
 
 import torch
 
+from ..models.shapes import Shape
 from .calibration import measured_rates
 from .forecast import ComponentPlan, Planner
 from .jobs import Job, split
-from .models.shapes import Shape
 from .rates import MEASUREMENTS, Precision, Rates, Shares, published_rates
 from .runs import Run
 

@@ -13,8 +13,8 @@ from typing import Literal
 
 import torch
 
-from .components import Component, component
-from .models.shapes import Shape, new_model
+from ..components import Component, component
+from ..models.shapes import Shape, new_model
 from .operations import (
     Cost,
     attention_gradient,
@@ -161,11 +161,13 @@ def gradient(
     """One loss and gradient of all chains, ``batch`` contexts each; `streams_below` is apart."""
     predicted = batch * (length - 1)
     if part.kind == "unembed":
-        return Work({"logits": logits_gradient(predicted, shape, 1, chains, in_memory)})
+        last = logits_gradient(predicted, shape, 1, chains, in_memory)
+        return Work({"logits": last + _bias_gradient(predicted * chains, shape)})
     if part.kind == "full":
         each = layer(batch, length, shape, fused)
         each += layer_backward(batch, length, shape, fused, weights=True)
         last = logits_gradient(predicted, shape, 2, chains, in_memory)
+        last += _bias_gradient(predicted * chains, shape)
         return Work({"layers": each * (chains * shape.n_layers), "logits": last})
     sequences = chains * batch
     each = layer(sequences, length, shape, fused) + layer_backward(sequences, length, shape, fused)
@@ -178,6 +180,11 @@ def gradient(
         own = mlp_gradient(chains, batch, length, shape)
         return work + Work({"layers": own + mlp(sequences * length, shape)})
     return work
+
+
+def _bias_gradient(rows: float, shape: Shape) -> Cost:
+    """Of the unembedding's bias, where it has one."""
+    return product(1, rows, shape.d_vocab if shape.kind == "attention_only" else 0)
 
 
 def plain_evaluation(

@@ -14,9 +14,9 @@ from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, PositiveFloat, PositiveInt, ValidationError
 
-from .models.shapes import Shape, mlp_width
+from ..models.shapes import Shape, mlp_width
+from ..store import read_json
 from .operations import Cost
-from .store import read_json
 from .work import Quantity, Work
 
 Task = Literal["evaluation", "gradient"]

@@ -14,11 +14,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .blocks import losses_blocks
-from .components import component
-from .losses.logits import FinalShift, LowRankShift, Reference, linear_loss_sum
-from .models.shapes import Shape, new_model
-from .models.transformer import Transformer
+from ..blocks import losses_blocks
+from ..components import component
+from ..losses.logits import FinalShift, LowRankShift, Reference, linear_loss_sum
+from ..models.shapes import Shape, new_model
+from ..models.transformer import Transformer
+from ..posterior import Sampler, SamplerConfig
 from .operations import (
     head,
     head_gradient,
@@ -28,7 +29,6 @@ from .operations import (
     logits_gradient,
     low_rank_logits,
 )
-from .posterior import Sampler, SamplerConfig
 from .rates import AchievedRates, Precision, Rates, by_task, machine_memory
 from .work import QUANTITIES, Quantity
 

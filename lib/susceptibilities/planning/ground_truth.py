@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import replace
 
-from .components import component_names
-from .models.gpt_neox import PYTHIA
-from .plan_tables import HOUR, Options, duration, size, table, totals_of
-from .posterior import SamplerConfig
+from ..components import component_names
+from ..models.gpt_neox import PYTHIA
+from ..posterior import SamplerConfig
 from .rates import DEVICES
 from .runs import PlanError, Run
+from .tables import HOUR, Options, duration, size, table, totals_of
 
 # Gordon et al. 2026, and what they leave open.
 _PAPER_TOKENS, _PAPER_HOURS = 4_250_000, 4800

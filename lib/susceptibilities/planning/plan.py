@@ -6,8 +6,8 @@ import os
 from dataclasses import replace
 from pathlib import Path
 
-from .components import head_names
-from .config import (
+from ..components import head_names
+from ..config import (
     HubCorpusConfig,
     HubModelConfig,
     PackagesCorpusConfig,
@@ -17,13 +17,13 @@ from .config import (
     model_shape,
     package_corpus,
 )
+from ..models.shapes import Shape, parameter_count
+from ..tokens import CONTROL_PROBE, probe_positions
 from .forecast import Planner
 from .ground_truth import ground_truth
-from .models.shapes import Shape, parameter_count
-from .plan_tables import Options, duration, estimate, size
 from .rates import DEVICES, MEASUREMENTS
 from .runs import Run
-from .tokens import CONTROL_PROBE, probe_positions
+from .tables import Options, duration, estimate, size
 
 
 def scale_runs(scale: ScaleConfig, shape: Shape, probes: int) -> list[tuple[str, Run, int, int]]:

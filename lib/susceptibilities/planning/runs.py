@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from .evaluation import ControlVariate, Evaluation
-from .models.shapes import Shape
-from .posterior import SamplerConfig
+from ..evaluation import ControlVariate, Evaluation
+from ..models.shapes import Shape
+from ..posterior import SamplerConfig
 
 _DOUBLE = 8
 

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from .models.gpt_neox import GPTNeoXConfig
-from .models.shapes import Shape, inner_width, mlp_width
+from ..models.gpt_neox import GPTNeoXConfig
+from ..models.shapes import Shape, inner_width, mlp_width
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from functools import cached_property
 
-from .blocks import (
+from ..blocks import (
     FLOAT,
     LOGITS_COPIES,
     Blocks,
@@ -21,8 +21,8 @@ from .blocks import (
     row_bytes,
     stream_numbers,
 )
-from .components import Component
-from .models.shapes import parameter_count
+from ..components import Component
+from ..models.shapes import parameter_count
 from .rates import Rates
 from .runs import PlanError, Run
 from .work import (

@@ -1,0 +1,1 @@
+"""What a run would cost: operations counted, rates measured or stated, and the plan of both."""
