@@ -109,10 +109,19 @@ def test_whole_run(smoke: Clone) -> None:
     for name in ("fig3", "fig6", "fig12", "fig29", "structure", "training"):
         assert (results / f"figures/{name}.pdf").read_bytes().startswith(b"%PDF")
         assert (results / f"figures/{name}.png").read_bytes().startswith(b"\x89PNG")
-    for name in ("table1", "table3", "table4", "top_tokens", "gap_tokens", "estimators"):
+    for name in (
+        "table1",
+        "table3",
+        "table4",
+        "top_tokens",
+        "gap_tokens",
+        "estimators",
+        "spectral",
+    ):
         assert (results / f"tables/{name}.html").read_text().startswith("<table")
         assert (results / f"report/tables/{name}.csv").exists()
-    for name in ("fig1", "fig8", "fig32", "bimodal_search", "what_chi_is_made_of", "estimators"):
+    pages = ("bimodal_search", "what_chi_is_made_of", "estimators", "spectral")
+    for name in ("fig1", "fig8", "fig32", *pages):
         page = (results / f"report/pages/{name}.html").read_text()
         assert page.startswith("<!doctype html>") and "<script" not in page
     assert not list(results.rglob(".*.parts")), "nothing half-done is left"
