@@ -263,6 +263,8 @@ def test_own_text_that_is_too_small(fresh: Clone) -> None:
     assert "Traceback" not in output
     assert not list((fresh.root / "results/mine").rglob("*.npy"))
     scale["two_layer"].update(base_contexts=10, sgld_contexts=10)
+    # The loss sets of the spectral estimator would need more.
+    scale["two_layer"]["per_token"]["spectral"] = None
     (fresh.root / "mine.yaml").write_text(yaml.safe_dump(scale))
     done = fresh.snakemake("results/mine/tokens/manifest.json", *own)
     assert done.returncode == 0, done.stderr
