@@ -15,7 +15,7 @@ from quadratic import Quadratic, random_quadratic
 from susceptibilities import chains as module
 from susceptibilities.blocks import memory_limits
 from susceptibilities.chains import Chains
-from susceptibilities.evaluation import Evaluation
+from susceptibilities.evaluation import BUDGET, Evaluation, precision_error
 from susceptibilities.losses import Prepared
 from susceptibilities.posterior import SamplerConfig
 from susceptibilities.sampling import sample_component
@@ -243,17 +243,37 @@ class Inexact(Quadratic):
         return self.factor * super().shifts(weights, prepared, rows)
 
 
-@pytest.mark.parametrize(("error", "chosen"), [(0.002, "bfloat16"), (0.003, "float32")])
+def measured(chains: Chains) -> float:
+    """The precision's error, once a block has been evaluated."""
+    next(iter(chains.blocks()))
+    return chains.precision_error
+
+
+def test_the_precisions_error_is_in_standard_errors() -> None:
+    rng = torch.Generator().manual_seed(5)
+    level = torch.randn(400, 1, 1, 5, generator=rng, dtype=torch.float64)
+    exact = level + 0.01 * torch.randn(400, 3, 1, 5, generator=rng, dtype=torch.float64)
+    # The mean of 400 chains has a standard error of 1 / 20, that of five losses 1 / (20 sqrt 5).
+    off = precision_error(exact + 0.01, exact)
+    assert off == pytest.approx(0.01 * 20 * 5**0.5, rel=0.15)
+    assert precision_error(exact, exact) == 0
+    still = torch.ones(4, 2, 1, 5, dtype=torch.float64)
+    assert precision_error(1.001 * still, still) == np.inf
+
+
+@pytest.mark.parametrize(("budgets", "chosen"), [(0.9, "bfloat16"), (1.1, "float32")])
 def test_narrow_losses_are_used_where_their_error_is_within_the_budget(
-    error: float, chosen: str
+    budgets: float, chosen: str
 ) -> None:
-    """A factor 1 + e on the losses is one of 1 + 2 e + e^2 on a covariance: the largest error."""
     exact = random_quadratic(CONTEXTS, SIZE, list(range(SIZE)))
     narrow = Inexact(exact.linear, exact.square, exact.kept)
+    # For small errors the measure is in proportion to them.
+    narrow.factor = 1 + 1e-6
+    error = budgets * BUDGET * 1e-6 / measured(chains_of(exact, narrow=narrow))
     narrow.factor = 1 + error
     chains = chains_of(exact, narrow=narrow)
     found, expected = gather(chains), gather(chains_of(exact))
-    assert chains.precision_error == pytest.approx(2 * error + error**2, rel=1e-6)
+    assert chains.precision_error == pytest.approx(budgets * BUDGET, rel=0.05)
     assert chains.precision == chosen
     factor = 1 + error if chosen == "bfloat16" else 1
     for name in ("shift", "control"):

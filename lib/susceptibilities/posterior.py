@@ -24,6 +24,10 @@ from .store import fingerprint
 Gradient = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
+# Draws of a chain whose acceptance is measured; each costs a gradient more.
+TESTED = 4
+
+
 class SamplerConfig(BaseModel):
     """Settings of the sampler; the same for every component and checkpoint."""
 
@@ -65,8 +69,8 @@ class Trace:
     Attributes:
         rows: the minibatch's rows, (chain, step, batch).
         loss: minibatch loss before each step, (chain, step).
-        acceptance: at every kept draw, the probability with which a Metropolis test on the
-            step's own minibatch would accept the proposal (MALA), (chain, draw).
+        acceptance: probability with which a Metropolis test on the step's own minibatch would
+            accept the proposal (MALA), (chain, draw); of the last `TESTED` draws, NaN before.
         distance: |w - w*| of every kept draw, (chain, draw).
         died: step at which a chain's loss or weights stopped being finite, -1 if it did not.
     """
@@ -280,7 +284,10 @@ class Sampler:
         past = self.step + 1 - c.burn_in
         keep = past > 0 and past % c.thinning == 0
         if keep:
-            acceptance = self._acceptance((weights, loss, drift), proposal, precondition, rows)
+            acceptance = torch.full_like(loss, torch.nan)
+            if past // c.thinning > c.draws - TESTED:
+                state = weights, loss, drift
+                acceptance = self._acceptance(state, proposal, precondition, rows)
         sound = torch.isfinite(proposal).all(-1) & torch.isfinite(loss)
         if not bool(sound.all()):
             fresh = ~sound.cpu() & (self.trace.died < 0)

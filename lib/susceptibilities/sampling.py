@@ -96,7 +96,7 @@ DIAGNOSTIC_UNITS = {
     "distance": "|w - w*|",
     "died": "step at which a chain stopped being finite, -1 if it did not",
     "size": "number of weights of the component",
-    "precision_error": "relative error of bfloat16 (root mean square), NaN where not measured",
+    "precision_error": "error of bfloat16 in standard errors, NaN where not measured",
 }
 _UNITS = {
     "shift": "nats per token: mean loss of a context minus its value at w*",

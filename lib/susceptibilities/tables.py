@@ -76,7 +76,7 @@ def _health(losses: xr.Dataset, control: bool) -> pl.DataFrame:
                     "chain": chain,
                     "control": control,
                     **shared,
-                    "acceptance": float(losses["acceptance"].values[i, chain].mean()),
+                    "acceptance": float(np.nanmean(losses["acceptance"].values[i, chain])),
                     "distance": float(losses["distance"].values[i, chain].mean()),
                     "rise": float(base[i, chain].mean()),
                     "healthy": not reason,

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..evaluation import ControlVariate, Evaluation
 from ..models.shapes import Shape
-from ..posterior import SamplerConfig
+from ..posterior import TESTED, SamplerConfig
 
 _DOUBLE = 8
 
@@ -62,8 +62,8 @@ class Run:
 
     @property
     def gradients(self) -> int:
-        """Gradients a chain: one a step, and one more for the acceptance of every kept draw."""
-        return self.sampler.steps + self.sampler.draws
+        """Gradients a chain: one a step, and one more for every acceptance that is measured."""
+        return self.sampler.steps + min(self.sampler.draws, TESTED)
 
     @property
     def controls(self) -> int:
