@@ -24,8 +24,9 @@ NAMES = ("two-layer", "gpt-neox-14m")
 # chains have forgotten where they began, and a short run has the errors of a long one's kind.
 # What a step or an evaluation costs does not depend on it.
 _POSTERIOR = {"n_beta": 30, "localization": 300, "step_size": 4e-3}
-_TINY = {"chains": 2, "burn_in": 1, "draws": 2, "thinning": 1, "batch": 1}
-# Two to three tokens are evaluated for one that is stepped on, as at the scale `mini`.
+_TINY = {"chains": 3, "burn_in": 1, "draws": 2, "thinning": 1, "batch": 1}
+# Six tokens are evaluated for one that is stepped on, as at the scale `mini`; in the papers' runs
+# of millions of tokens it is many more.
 _TWO_LAYER = {"chains": 6, "burn_in": 4, "draws": 6, "thinning": 3, "batch": 2}
 _NEOX = {"chains": 4, "burn_in": 4, "draws": 3, "thinning": 2, "batch": 2}
 
@@ -117,7 +118,7 @@ def cases(size: Literal["tiny", "quick", "default"]) -> list[Case]:
         # A head of the first, a middle and the last layer.
         heads = [[h[0], h[len(h) // 2], h[-1]] for h in heads]
     # Context, base and probe contexts.
-    texts = [(16, 2, 2), (16, 2, 2)] if size == "tiny" else [(128, 8, 8), (32, 4, 8)]
+    texts = [(16, 2, 2), (16, 2, 2)] if size == "tiny" else [(128, 24, 24), (32, 8, 32)]
     samplers = [_TINY, _TINY] if size == "tiny" else [_TWO_LAYER, _NEOX]
     titles = ("the shipped two-layer model", "a GPT-NeoX of Pythia-14M's shape, random weights")
     found = []

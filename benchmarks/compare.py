@@ -4,8 +4,9 @@
     python benchmarks/compare.py --quick    # three heads of each, about two minutes
 
 Every path gets the same model, text, components, chains, draws and settings, a process of its
-own and one thread, one after another. Prints a table for each model; the whole run is also
-written as JSON to benchmarks/results/compare.json (``--out``; a quick run writes only there).
+own and one thread, one after another. Prints a table for each model. A whole run is also written
+as JSON to benchmarks/results/compare.json (``--out``; a quick run writes only there), and its
+tables into benchmarks/README.md.
 """
 
 from __future__ import annotations
@@ -23,39 +24,48 @@ import torch
 
 import machine
 import peer
+import rendering
 import same_draws
 from cases import NAMES, Case, cases
-from measure import CHI, DEVINTERP, FAST, NARROW, PATHS, PLAIN, RESULT, VARIATE
+from measure import (
+    ALLOCATED,
+    CHI,
+    DEVINTERP,
+    FAST,
+    NARROW,
+    PATHS,
+    PLAIN,
+    RESULT,
+    VARIATE,
+    sampler_of,
+)
 from susceptibilities.components import Component
 from susceptibilities.jackknife import jackknife_se
 from susceptibilities.models.shapes import Shape
 from susceptibilities.planning import work
+from susceptibilities.posterior import SamplerConfig
 from susceptibilities.store import read_json, write_json
 
 HERE = Path(__file__).parent
-TITLES = {
-    DEVINTERP: "devinterp 2.0.1",
-    PLAIN: "plain path",
-    FAST: "fast path",
-    NARROW: "fast path, bfloat16",
-    VARIATE: "fast path, control variate",
-}
+DEFAULT_OUT = HERE / "results" / "compare.json"
+README = HERE / "README.md"
+# What stands between these lines of the README is a whole run's.
+MARKS = ("<!-- compare.py writes from here -->", "<!-- to here -->")
 
 
-# How many times less than devinterp's. Processor time, which others at work on the machine change
-# least; with one thread it is the time on the clock of a machine that does nothing else.
-_RATIOS = ("processor_seconds", "chi_cost", "mean_shift_cost", "bytes_written")
-
-
-def useful_operations(case: Case, shape: Shape, parts: list[Component]) -> float:
+def useful_operations(
+    case: Case, sampler: SamplerConfig, shape: Shape, parts: list[Component]
+) -> float:
     """Operations of the matrix products that the fast path needs for the draws and steps."""
-    contexts, length, settings = case.base + case.probe, case.context, case.sampler
+    contexts, length = case.base + case.probe, case.context
     total = 0.0
     for part in parts:
+        settings = sampler.of(part.name)
+        draws = settings.chains * settings.draws
         evaluated = (
-            work.evaluation(part, shape, case.draws, contexts, length)
+            work.evaluation(part, shape, draws, contexts, length)
             + work.shared(part, shape, contexts, length)
-            + work.projected_outputs(part, shape, case.draws)
+            + work.projected_outputs(part, shape, draws)
             + work.streams_below(part, shape, case.base, length)
         )
         step = work.gradient(part, shape, settings.chains, settings.batch, length)
@@ -93,10 +103,13 @@ def run_case(case: Case, folder: Path, paths: list[str], peaks: dict[str, float]
     folder.mkdir()
     (folder / "case.json").write_text(case.model_dump_json(), encoding="utf-8")
     case.write_tokens(folder)
+    if case.shape is not None:
+        # Statistics of a model that has learned nothing say nothing.
+        paths = [path for path in paths if path not in (VARIATE, ALLOCATED)]
     found: dict[str, dict[str, Any]] = {}
     chi: dict[str, Any] = {}
     for path in paths:
-        print(f"{case.name}: {TITLES[path]} ...", file=sys.stderr, flush=True)
+        print(f"{case.name}: {rendering.TITLES[path]} ...", file=sys.stderr, flush=True)
         run_process("measure.py", str(folder), path)
         found[path] = read_json(folder / path / RESULT)
         with np.load(folder / path / CHI) as file:
@@ -107,9 +120,11 @@ def run_case(case: Case, folder: Path, paths: list[str], peaks: dict[str, float]
 
     model = case.model()
     shape, parts = model.config, case.parts(model)
-    useful, plain = (count(case, shape, parts) for count in (useful_operations, plain_operations))
-    evaluated = len(parts) * case.draws * case.tokens
+    plain = plain_operations(case, shape, parts)
     for path, result in found.items():
+        sampler = sampler_of(case, path)
+        useful = useful_operations(case, sampler, shape, parts)
+        evaluated = case.tokens * sampler.chains * sum(sampler.of(p.name).draws for p in parts)
         se = jackknife_se(chi[path]["replicates"])
         result |= {
             "microseconds": result["processor_seconds"] * 1e9 / evaluated,
@@ -121,39 +136,65 @@ def run_case(case: Case, folder: Path, paths: list[str], peaks: dict[str, float]
         if path in (DEVINTERP, PLAIN):
             result["own_share"] = plain / result["processor_seconds"] / peaks["float32"]
         result["variance"] = {
-            part: _variance_ratio(chi[path], replicates)
+            part: _variance_ratio(chi, path, replicates)
             for part, replicates in (
                 ("chi", "replicates"),
                 ("mean_shift", "mean_shift_replicates"),
             )
         }
-        for part, ratio in result["variance"].items():
+        for part, (ratio, _) in result["variance"].items():
             result[f"{part}_cost"] = result["processor_seconds"] * ratio
     if DEVINTERP in found:
         for result in found.values():
-            for name in _RATIOS:
+            for name in rendering.RATIOS:
                 result[f"times_{name}"] = found[DEVINTERP][name] / result[name]
     return {
         "case": case.model_dump(mode="json"),
         "parameters": sum(p.numel() for p in model.parameters()),
         "tokens": case.tokens,
-        "operations": {"useful": useful, "whole_model": plain},
+        "operations": {
+            "useful": useful_operations(case, case.sampler, shape, parts),
+            "whole_model": plain,
+        },
         "paths": found,
         "agreement": _agreement(chi),
     }
 
 
-def _variance_ratio(found: dict[str, np.ndarray], replicates: str) -> float:
-    """Variance over that of the same draws without the control variate, of the median head.
+def _log_variances(replicates: np.ndarray) -> np.ndarray:
+    """Log of the variance of an estimate, of all chains and without each of them.
 
-    Each is a sum over tokens of the squared jackknife error; replicates (chain, head, token).
+    The variance is summed over tokens, its logarithm averaged over heads.
+
+    Args:
+        replicates: the estimate without each chain, (chain, head, token).
     """
-    if f"plain_{replicates}" not in found:
-        return 1.0
-    with_it, without = (
-        np.square(jackknife_se(found[name])).sum(-1) for name in (replicates, f"plain_{replicates}")
-    )
-    return float(np.median(with_it / without))
+    chains = len(replicates)
+    # A chain's own share, but for what all have in common.
+    own = -(chains - 1) * replicates
+    kept = [np.arange(chains) != left for left in range(chains + 1)]
+    sums = [own[k].var(0, ddof=1).sum(-1) / k.sum() for k in kept[-1:] + kept[:-1]]
+    return np.log(sums).mean(-1)
+
+
+def _variance_ratio(chi: dict[str, Any], path: str, replicates: str) -> tuple[float, float]:
+    """Variance over that of the plain estimator with the case's draws, and its error as a factor.
+
+    With the control variate alone that is from the same chains; with other draws from those of
+    the fast path.
+    """
+    if path in (DEVINTERP, PLAIN, FAST, NARROW):
+        return 1.0, 1.0
+    mine = _log_variances(chi[path][replicates])
+    if path == VARIATE:
+        difference = mine - _log_variances(chi[path][f"plain_{replicates}"])
+        error = jackknife_se(difference[1:])
+        return float(np.exp(difference[0])), float(np.exp(error))
+    if FAST not in chi:
+        return float("nan"), float("nan")
+    other = _log_variances(chi[FAST][replicates])
+    error = np.hypot(jackknife_se(mine[1:]), jackknife_se(other[1:]))
+    return float(np.exp(mine[0] - other[0])), float(np.exp(error))
 
 
 def _agreement(chi: dict[str, Any]) -> dict[str, float | None] | None:
@@ -174,78 +215,6 @@ def _agreement(chi: dict[str, Any]) -> dict[str, float | None] | None:
     }
 
 
-def table(result: dict[str, Any]) -> str:
-    """One case as a Markdown table."""
-    settings = result["case"]["sampler"]
-    lines = [
-        f"**{result['case']['title']}**: {len(result['case']['components']) - 1} heads and the "
-        f"unrestricted chain, {settings['chains']} chains of {settings['draws']} draws "
-        f"(every {settings['thinning']} steps after {settings['burn_in']}), "
-        f"minibatches of {settings['batch']}, {result['tokens']:,} tokens "
-        f"({result['case']['base']} + {result['case']['probe']} contexts of "
-        f"{result['case']['context']}).",
-        "",
-        "| | wall, s | processor, s | peak, MB (above start) | written, MB | "
-        "us per component, draw, 1000 tokens | share of peak: useful (own) | "
-        "largest difference in chi | typical chi, se | variance of chi (mean shift) | "
-        "times faster: same draws | same se of chi (mean shift) | times less written |",
-        "|" + "---|" * 13,
-    ]
-    for path, found in result["paths"].items():
-        peak, start = found["peak_bytes"] / 1e6, found["before_bytes"] / 1e6
-        own = f" ({found['own_share']:.0%})" if "own_share" in found else ""
-        difference = found["chi_difference"]
-        times = ["", "", ""]
-        if "times_chi_cost" in found:
-            draws, chi, mean_shift, written = (found[f"times_{name}"] for name in _RATIOS)
-            times = [f"{draws:.1f}", f"{chi:.1f} ({mean_shift:.1f})", f"{written:.1f}"]
-        cells = [
-            TITLES[path],
-            f"{found['wall_seconds']:.1f}",
-            f"{found['processor_seconds']:.1f}",
-            f"{peak:.0f} ({peak - start:.0f})",
-            f"{found['bytes_written'] / 1e6:.2f}",
-            f"{found['microseconds']:,.0f}",
-            f"{found['useful_share']:.0%}{own}",
-            f"{difference['max']:.0e}" if difference else "",
-            f"{found['typical_chi']:.1e}, {found['typical_se']:.1e}",
-            f"{found['variance']['chi']:.2f} ({found['variance']['mean_shift']:.2f})",
-            *times,
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    if agreement := result["agreement"]:
-        expected = agreement["expected_rms_z"]
-        lines += [
-            "",
-            f"devinterp against the fast path, chains of their own: root mean square difference "
-            f"{agreement['rms_z']:.2f} standard errors ({expected or np.inf:.2f} expected); its "
-            f"standard errors are {agreement['se_ratio']:.2f} times ours.",
-        ]
-    lines += ["", *_by_layer(result), "", "Where the processor's time goes, seconds:", ""]
-    for path, found in result["paths"].items():
-        phases = sorted(found["phase_seconds"].items(), key=lambda item: -item[1])
-        told = ", ".join(f"{name} {seconds:.1f}" for name, seconds in phases if seconds >= 0.05)
-        lines.append(f"- {TITLES[path]}: {told}")
-    return "\n".join(lines)
-
-
-def _by_layer(result: dict[str, Any]) -> list[str]:
-    """Processor time of a head of each layer, and of the unrestricted chain, by path."""
-    layers: dict[str, list[str]] = {}
-    for name in result["case"]["components"]:
-        layer = "unrestricted" if name == "full" else f"layer {name.split(':')[0]}"
-        layers.setdefault(layer, []).append(name)
-    lines = [
-        "| processor time of a component, s | " + " | ".join(layers) + " |",
-        "|" + "---|" * (len(layers) + 1),
-    ]
-    for path, found in result["paths"].items():
-        seconds = found["component_seconds"]
-        means = [sum(seconds[n] for n in names) / len(names) for names in layers.values()]
-        lines.append(f"| {TITLES[path]} | " + " | ".join(f"{mean:.2f}" for mean in means) + " |")
-    return lines
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -260,7 +229,8 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="where the JSON goes")
     args = parser.parse_args()
     args.size = args.size or "default"
-    out = args.out or (HERE / "results" / "compare.json" if args.size == "default" else None)
+    whole = args.size == "default" and set(args.paths) == set(PATHS) and len(args.cases) == 2
+    out = args.out or (DEFAULT_OUT if whole else None)
     paths = [path for path in args.paths if path != DEVINTERP or peer.installed()]
     if len(paths) < len(args.paths):
         print(
@@ -283,15 +253,15 @@ def main() -> None:
         for case in (case for case in cases(args.size) if case.name in args.cases):
             found = run_case(case, Path(scratch) / case.name, paths, peaks)
             result["cases"].append(found)
-    about = result["machine"]
-    print(
-        f"{about['device']}, {about['threads']} thread, torch {about['torch']}; matrix products "
-        + ", ".join(f"{name} {peak / 1e9:.0f} GFLOP/s" for name, peak in peaks.items())
-    )
-    for found in result["cases"]:
-        print(f"\n{table(found)}")
+    told = rendering.report(result)
+    print(told)
     if out:
         write_json(out, result)
+    if out == DEFAULT_OUT:
+        before, _, rest = README.read_text(encoding="utf-8").partition(MARKS[0])
+        after = rest.partition(MARKS[1])[2]
+        text = "\n".join([MARKS[0], "", told, "", MARKS[1]])
+        README.write_text(f"{before}{text}{after}", encoding="utf-8")
 
 
 if __name__ == "__main__":

@@ -213,7 +213,7 @@ def paper_hours(name: str, shape: GPTNeoXConfig, rows: list[dict[str, Any]]) -> 
     step = by_component(shape, rows, "gradient_tokens_per_second")
     c = run.sampler
     evaluated = c.chains * c.draws * run.contexts * run.context
-    stepped = c.chains * run.gradients * c.batch * run.context
+    stepped = c.chains * run.sampler.gradients * c.batch * run.context
     return {
         "evaluation_hours": evaluated * sum(evaluate.values()) / 3600,
         "gradient_hours": stepped * sum(step.values()) / 3600,

@@ -26,21 +26,31 @@ from susceptibilities import parts
 from susceptibilities.control_variate import Estimator
 from susceptibilities.evaluation import Evaluation
 from susceptibilities.losses import ComponentLosses, component_losses
+from susceptibilities.posterior import SamplerConfig
 from susceptibilities.store import open_zarr, write_json
 from susceptibilities.token_estimates import TokenMoments, estimate_tokens
 from susceptibilities.token_sampling import sample_tokens
 
 DEVINTERP, PLAIN, FAST = "devinterp", "plain", "fast"
-NARROW, VARIATE = "bfloat16", "variate"
+NARROW, VARIATE, ALLOCATED = "bfloat16", "variate", "allocated"
 # Settings of this project's paths; the plain one differs by its losses.
 EVALUATIONS = {
     PLAIN: Evaluation(),
     FAST: Evaluation(),
     NARROW: Evaluation(precision="bfloat16"),
     VARIATE: Evaluation(control_variate="linear"),
+    ALLOCATED: Evaluation(control_variate="linear"),
 }
 PATHS = (DEVINTERP, *EVALUATIONS)
 RESULT, CHI, STORE = "result.json", "chi.npz", "moments.zarr"
+
+
+def sampler_of(case: Case, path: str) -> SamplerConfig:
+    """The case's settings; with half the draws of a head, and four times those of the unrestricted
+    chains, where draws are put where the noise of chi is."""
+    draws = case.sampler.draws
+    changed = {"draws": max(1, draws // 2), "unrestricted_draws": 4 * draws}
+    return case.sampler.model_copy(update=changed if path == ALLOCATED else {})
 
 
 class Stopwatch:
@@ -139,7 +149,7 @@ def _ours(case: Case, path: str, folder: Path, out: Path) -> Callable[[], dict[s
             model,
             list(case.components),
             texts,
-            case.sampler,
+            sampler_of(case, path),
             case.seed,
             step=0,
             model_hash=case.name,

@@ -85,6 +85,7 @@ def _diagnostics(drawn: Drawn) -> dict[str, tuple[tuple[str, ...], np.ndarray]]:
         "trace": (("chain", "step"), drawn.shift[..., :BASE].mean(-1)),
         "died": (("chain",), np.full(len(distance), -1)),
         "size": ((), np.int64(drawn.weights.shape[-1])),
+        "draws": ((), np.int64(distance.shape[1])),
     }
 
 
@@ -119,7 +120,7 @@ def token_shard(parts: dict[str, Drawn]) -> xr.Dataset:
         "localization": config.localization,
         "draws": config.draws,
         "sampler": config.model_dump(),
-        "evaluations": {"draws": config.draws, "control": 2},
+        "evaluation": {"control_variate": "linear"},
         "precision": ["float32"] * count,
         "seconds": [{"sampling": 2.0, "draws": 3.0, "control": 1.0}] * count,
     }

@@ -310,3 +310,22 @@ def test_settings_are_checked() -> None:
     with pytest.raises(ValueError, match="chains"):
         config(chains=1)
     assert config().steps == 600
+
+
+def test_settings_of_a_component() -> None:
+    settings = SamplerConfig(
+        n_beta=1,
+        localization=1,
+        step_size=1e-3,
+        chains=2,
+        burn_in=3,
+        draws=6,
+        unrestricted_draws=9,
+        thinning=2,
+        batch=1,
+    )
+    full, head = settings.of("full"), settings.of("0:1")
+    assert (full.draws, head.draws) == (9, 6) and full.of("full") == full
+    assert settings.sizes == {"draw": 9, "step": full.steps} and full.steps == head.steps + 6
+    assert head.gradients == head.steps + TESTED
+    assert settings.model_copy(update={"unrestricted_draws": 2}).sizes["draw"] == 6

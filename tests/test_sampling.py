@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 
 import numpy as np
+import polars as pl
 import pytest
 import torch
+from polars.testing import assert_frame_equal
 
 from susceptibilities.components import component
 from susceptibilities.evaluation import BUDGET, Evaluation
@@ -95,7 +97,6 @@ def test_the_control_variate_is_stored_beside_the_losses(tmp_path: Path) -> None
     for name in plain.data_vars:
         np.testing.assert_allclose(plain[name], data[name], rtol=1e-4, atol=1e-7)
     assert data.attrs["evaluation"] == evaluation.model_dump()
-    assert data.attrs["evaluations"] == {"draws": SAMPLER.draws, "control": 2}
     assert data.attrs["precision"] == ["float32"] * len(NAMES)
     assert [set(s) for s in data.attrs["seconds"]] == [{"sampling", "draws", "control"}] * 5
     assert all(variable.attrs["units"] for variable in data.data_vars.values())
@@ -153,3 +154,42 @@ def test_chains_do_not_depend_on_which_components_are_sampled(tmp_path: Path) ->
     assert np.array_equal(
         alone["base_shift"].sel(component="1:0"), among["base_shift"].sel(component="1:0")
     )
+
+
+def test_the_unrestricted_chains_can_have_more_draws(tmp_path: Path) -> None:
+    """Each component's draws are those of a run in which all have as many."""
+    more = {"draws": 5}
+    uneven = SAMPLER.model_copy(update={"unrestricted_draws": 5})
+    linear = Evaluation(control_variate="linear")
+    paths = [
+        sample(tmp_path / f"step_{i}.zarr", sampler=settings, evaluation=linear)
+        for i, settings in enumerate((uneven, SAMPLER, SAMPLER.model_copy(update=more)))
+    ]
+    found, short, long = (load_losses(path) for path in paths)
+    assert found["draws"].values.tolist() == [5, 3, 3, 3, 3]
+    for name, own in found.data_vars.items():
+        if "component" not in own.dims:
+            continue
+        heads = own[1:].isel({axis: slice(short.sizes[axis]) for axis in own.dims[1:]})
+        assert np.array_equal(own[0], long[name][0], equal_nan=True)
+        assert np.array_equal(heads, short[name][1:], equal_nan=True)
+    tables, expected, all_long = (estimate_run([path], []) for path in paths)
+    assert len(tables["traces"]) == 4 * (2 + 2 * 5) + 4 * 4 * (2 + 2 * 3)
+    for name in ("susceptibility", "llc", "health", "traces"):
+        for reference, mine in (
+            (expected, pl.col("component") != "full"),
+            (all_long, pl.col("component") == "full"),
+        ):
+            kept = tables[name].filter(mine)
+            if name == "susceptibility":
+                # Chi itself has the unrestricted chains' mean in it.
+                own = pl.col("form").is_in(["covariance", "mean_shift"])
+                kept, other = kept.filter(own), reference[name].filter(mine & own)
+            else:
+                other = reference[name].filter(mine)
+            assert_frame_equal(kept, other, rel_tol=1e-9, abs_tol=1e-15)
+    chi, whole = (
+        t["susceptibility"].filter(form="rank_one", component="full")["value"]
+        for t in (tables, all_long)
+    )
+    assert chi.to_list() == pytest.approx(whole.to_list(), rel=1e-9)

@@ -17,7 +17,7 @@ from quadratic import random_quadratic
 from susceptibilities.control_variate import CONTROLLED, PLAIN
 from susceptibilities.efficiency import best_thinning
 from susceptibilities.per_token import ESTIMATOR, folder_of, save_tokens
-from susceptibilities.posterior import SamplerConfig
+from susceptibilities.posterior import TESTED, SamplerConfig
 from susceptibilities.report.embedded import load_fragment
 from susceptibilities.store import write_json
 from susceptibilities.tables import estimate_run
@@ -93,7 +93,7 @@ def write_results(results: Path, control: bool = True) -> Path:
             data["control_g"].values[1] += 50.0  # of 0:0: turned down
         if not control:
             data = data.drop_vars([str(v) for v in data.data_vars if "control" in str(v)])
-            data.attrs["evaluations"]["control"] = 0
+            data.attrs["evaluation"] = {}
             del data.attrs["seconds"]
             data.attrs["precision"] = ["float32", "bfloat16", "float32", "bfloat16"]
         folder = folder_of(results, 7, nothing)
@@ -168,10 +168,10 @@ def test_efficiency_is_that_of_the_estimates_and_the_measured_work(results: Path
     plain = found.filter(pl.col("estimator") == PLAIN)
     assert (plain["efficiency"] == 1.0).all() and (plain["difference"] == 0.0).all()
     assert len(plain) == len(PARTS) * 4
-    assert plain["gradients"].unique().to_list() == [6 * (40 + 10)]
+    assert plain["gradients"].unique().to_list() == [6 * (40 + TESTED)]
     if not controlled(results):
         assert len(found) == len(plain) and not found["measured"].any()
-        each = 3 * 50 * BASE * (LENGTH - 1) + 10 * plain["tokens"][0]
+        each = 3 * (40 + TESTED) * BASE * (LENGTH - 1) + 10 * plain["tokens"][0]
         assert plain["work"].unique().to_list() == [6.0 * each]
         return
     both = plain.join(

@@ -18,6 +18,7 @@ from susceptibilities.models import GPTNeoX, GPTNeoXConfig, Transformer
 from susceptibilities.moments import Moments
 from susceptibilities.posterior import Sampler
 from susceptibilities.store import fingerprint, open_zarr
+from susceptibilities.token_estimates import TokenMoments, estimate_tokens
 from susceptibilities.token_sampling import TokenTexts, read_probes, sample_tokens, token_table
 from test_sampling import NAMES, SAMPLER, SHAPE, small_model
 
@@ -39,9 +40,10 @@ def sample(out: Path, names: list[str] = NAMES, **changes) -> xr.Dataset:
         model_hash="m",
         device=torch.device("cpu"),
         report=print,
+        sampler=SAMPLER,
     )
     settings.update(changes)
-    sample_tokens(names=names, texts=token_texts(), sampler=SAMPLER, out=out, **settings)
+    sample_tokens(names=names, texts=token_texts(), out=out, **settings)
     return open_zarr(out).load()
 
 
@@ -91,14 +93,12 @@ def test_the_store_equals_traces_along_the_same_chains(
 
 def test_the_control_variate_is_stored_beside_the_moments(tmp_path: Path) -> None:
     plain = sample(tmp_path / "plain.zarr")
-    assert plain.attrs["evaluations"] == {"draws": SAMPLER.draws, "control": 0}
     data = sample(tmp_path / "linear.zarr", evaluation=Evaluation(control_variate="linear"))
     assert {str(n) for n in data if "control" in str(n)} == {"control_g", "control_shift"}
     assert data["control_g"].dims == ("component", "chain")
     assert data["control_shift"].dims == ("component", "chain", "token")
     for name in plain.data_vars:
         np.testing.assert_allclose(plain[name], data[name], rtol=1e-4, atol=1e-7)
-    assert data.attrs["evaluations"] == {"draws": SAMPLER.draws, "control": 2}
     assert all(variable.attrs["units"] for variable in data.data_vars.values())
 
 
@@ -110,6 +110,23 @@ def test_shards_hold_what_the_whole_holds(tmp_path: Path) -> None:
         for name in ("mean_g", "square_g", "mean_shift", "comoment", "trace"):
             assert np.array_equal(shard[name], whole[name][places])
         assert shard.attrs["identity"] == whole.attrs["identity"]
+
+
+def test_the_unrestricted_chains_can_have_more_draws(tmp_path: Path) -> None:
+    """Their moments are those of as many draws; shards of either kind are put together."""
+    uneven = SAMPLER.model_copy(update={"unrestricted_draws": 5})
+    shards = [sample(tmp_path / f"{i}.zarr", NAMES[i::2], sampler=uneven) for i in range(2)]
+    long = sample(tmp_path / "long.zarr", ["full"], sampler=SAMPLER.model_copy(update={"draws": 5}))
+    short = sample(tmp_path / "short.zarr")
+    found = TokenMoments.of(shards)
+    for name, mine in (("mean_g", "mean_x"), ("square_g", None), ("mean_shift", None)):
+        assert np.array_equal(shards[0][name][0], long[name][0])
+        if mine:
+            heads = np.concatenate([short[name][i] for i in range(1, 5)])
+            assert np.array_equal(getattr(found.moments, mine)[1:].ravel(), heads)
+    assert found.moments.count.tolist() == [[5.0] * 4] + [[3.0] * 4] * 4
+    chi = estimate_tokens(found)
+    assert all(np.isfinite(chi[name]).all() for name in ("chi", "chi_se", "covariance"))
 
 
 def test_identity_names_everything_the_result_depends_on(tmp_path: Path) -> None:

@@ -234,6 +234,7 @@ class Chains:
             "trace": (("chain", "step"), (trace.loss - baseline).numpy()),
             "died": (("chain",), trace.died.numpy()),
             "size": ((), np.int64(self.losses.component.size)),
+            "draws": ((), np.int64(self.sampler.draws)),
             "precision_error": ((), self.precision_error),
         }
 

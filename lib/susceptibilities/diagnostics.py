@@ -62,11 +62,14 @@ def unhealthy(
     size: int,
     localization: float,
 ) -> list[str]:
-    """Why each chain must be left out; an empty string for a healthy one."""
+    """Why each chain must be left out; an empty string for a healthy one.
+
+    Draws that a chain does not have are NaN in ``distance``.
+    """
     bound = ESCAPE * (np.sqrt(size) + 4) / np.sqrt(localization)
     reasons = []
     for chain, step in enumerate(died):
-        farthest = float(distance[chain].max())
+        farthest = float(np.fmax.reduce(distance[chain]))
         if step >= 0:
             reasons.append(f"diverged at step {step}")
         elif farthest > bound:

@@ -18,6 +18,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy.optimize import root_scalar
 
+from .evaluation import Evaluation
 from .jackknife import jackknife_se
 from .moments import Array
 from .posterior import SamplerConfig
@@ -124,7 +125,7 @@ class Costs:
 
     Attributes:
         chains: number of them; the other counts are those of one chain.
-        gradients: gradients of minibatches: one a step, one more a draw for its diagnostics.
+        gradients: gradients of minibatches, see `SamplerConfig.gradients`.
         draws: draws evaluated.
         control: further evaluations for the control variate.
         batch_tokens: predicted tokens of a minibatch; ``tokens``: of an evaluation.
@@ -144,17 +145,17 @@ class Costs:
     def of(
         cls,
         sampler: SamplerConfig,
-        evaluations: Mapping[str, int],
+        evaluation: Evaluation,
         batch_tokens: int,
         tokens: int,
         seconds: Mapping[str, float] | None,
     ) -> Costs:
-        """Costs of chains with these settings; ``evaluations`` is the attribute of their store."""
+        """Costs of chains with these settings; ``sampler`` is the component's own."""
         return cls(
             chains=sampler.chains,
-            gradients=sampler.steps + sampler.draws,
-            draws=evaluations["draws"],
-            control=evaluations["control"],
+            gradients=sampler.gradients,
+            draws=sampler.draws,
+            control=evaluation.count(sampler.draws)["control"],
             batch_tokens=batch_tokens,
             tokens=tokens,
             seconds=seconds,
@@ -181,10 +182,10 @@ class Costs:
 
     @property
     def draw(self) -> float:
-        """Work of one draw of one chain: its evaluation, and the gradient of its diagnostics."""
+        """Work of one draw of one chain: its evaluation."""
         if self.seconds is None:
-            return self.tokens + self.gradient
-        return self.seconds["draws"] / (self.chains * self.draws) + self.gradient
+            return float(self.tokens)
+        return self.seconds["draws"] / (self.chains * self.draws)
 
 
 def thinning_row(rho: float, se: float, thinning: int, costs: Sequence[Costs]) -> dict[str, Any]:

@@ -178,7 +178,9 @@ def check_losses(losses: xr.Dataset, healthy: NDArray[np.bool_]) -> tuple[Check,
         base, probe = losses[f"base_{kind}"].values, losses[f"probe_{kind}"].values
         return np.concatenate([base, probe.reshape(*probe.shape[:-2], -1)], -1)
 
-    means, control = contexts("shift").mean(2), contexts("control")
+    draws = losses["draws"].values
+    means = np.stack([x[:, :n].mean(1) for x, n in zip(contexts("shift"), draws, strict=True)])
+    control = contexts("control")
     times = coefficients(means, control, healthy)
     return check(means, control, losses["base_control"].values.mean(-1), healthy, times), times
 
@@ -224,10 +226,12 @@ def estimate_checkpoint(losses: xr.Dataset, estimator: Estimator = "checked") ->
         used = found[0].chosen(estimator)
         times = found[1] * used[:, None]
     base, probe = losses["base_shift"].values, losses["probe_shift"].values
+    draws = losses["draws"].values
     positions = losses["probe_context"].values
 
     def of_contexts(weights: Array | None = None) -> tuple[Moments, Offset | None]:
-        moments = Moments.of(*mixture_differences(base, probe, positions, weights))
+        values = zip(*mixture_differences(base, probe, positions, weights), draws, strict=True)
+        moments = Moments.stack([Moments.of(g[:, :n], dl[:, :n]) for g, dl, n in values])
         if not used.any():
             return moments, None
         control = losses["base_control"].values, losses["probe_control"].values

@@ -6,7 +6,7 @@ The moments of two sets of draws combine into those of their union (Chan, Golub 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import reduce
 from typing import Any
@@ -53,6 +53,16 @@ class Moments:
             self.mean_x + share * step_x,
             self.mean_y + share[..., None] * step_y,
             self.comoment + other.comoment + cross,
+        )
+
+    @classmethod
+    def stack(cls, parts: Sequence[Moments]) -> Moments:
+        """The same numbers with a new first axis."""
+        return cls(
+            np.stack([part.count for part in parts]),
+            np.stack([part.mean_x for part in parts]),
+            np.stack([part.mean_y for part in parts]),
+            np.stack([part.comoment for part in parts]),
         )
 
     def __getitem__(self, key: Any) -> Moments:

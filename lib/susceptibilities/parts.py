@@ -89,7 +89,7 @@ class _Maker:
             losses,
             *self.prepared[1:],
             self.pool_star,
-            job.sampler,
+            job.sampler.of(name),
             job.seed,
             f"{job.label} component {name}",
             job.base,
@@ -254,8 +254,18 @@ def _batches(parts: Iterable[xr.Dataset]) -> Iterator[list[xr.Dataset]]:
     yield batch
 
 
+def _filled_up(part: xr.Dataset, sizes: Mapping[str, int]) -> xr.Dataset:
+    missing = {name: size - part.sizes[name] for name, size in sizes.items()}
+    widths = {name: (0, count) for name, count in missing.items() if count}
+    return part.pad(widths, keep_attrs=True) if widths else part
+
+
 def write_store(
-    out: Path, parts: Iterable[xr.Dataset], shared: xr.Dataset, units: Mapping[str, str]
+    out: Path,
+    parts: Iterable[xr.Dataset],
+    shared: xr.Dataset,
+    units: Mapping[str, str],
+    sizes: Mapping[str, int] | None = None,
 ) -> None:
     """Write the components' parts along a first axis ``component``; few are held at a time.
 
@@ -263,10 +273,11 @@ def write_store(
         parts: of the same variables. Their attributes become lists.
         shared: variables, coordinates and attributes of all components together.
         units: of every variable.
+        sizes: of axes along which parts differ: what is shorter is filled up with NaN.
     """
     own: dict[str, list[object]] = {}
     with atomic_path(out) as temporary:
-        for number, batch in enumerate(_batches(parts)):
+        for number, batch in enumerate(_batches(_filled_up(part, sizes or {}) for part in parts)):
             for name, value in ((n, v) for part in batch for n, v in part.attrs.items()):
                 own.setdefault(str(name), []).append(value)
             plain = [part.drop_attrs() for part in batch]

@@ -44,6 +44,9 @@ class SamplerConfig(BaseModel):
     """Steps before the first draw's interval begins."""
     draws: PositiveInt
     """Draws kept a chain."""
+    unrestricted_draws: PositiveInt | None = None
+    """Those of an unrestricted chain, ``draws`` by default. Nearly all noise of chi is that of
+    E_full[dL], which all components share: more draws there serve every component at once."""
     thinning: PositiveInt = 1
     """Steps from one kept draw to the next."""
     batch: PositiveInt
@@ -60,6 +63,22 @@ class SamplerConfig(BaseModel):
     def steps(self) -> int:
         """Steps of a chain."""
         return self.burn_in + self.draws * self.thinning
+
+    @property
+    def gradients(self) -> int:
+        """Gradients of a chain: one a step, and one for every acceptance that is measured."""
+        return self.steps + min(self.draws, TESTED)
+
+    def of(self, component: str) -> SamplerConfig:
+        """Settings of the chains of one component."""
+        own = self.unrestricted_draws if component == "full" else None
+        return self.model_copy(update={"draws": own or self.draws, "unrestricted_draws": None})
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Sizes of a store's axes ``draw`` and ``step``: those of the longest chains."""
+        longest = max(self.of("full"), self.of(""), key=lambda settings: settings.draws)
+        return {"draw": longest.draws, "step": longest.steps}
 
 
 @dataclass(frozen=True)

@@ -96,6 +96,7 @@ DIAGNOSTIC_UNITS = {
     "distance": "|w - w*|",
     "died": "step at which a chain stopped being finite, -1 if it did not",
     "size": "number of weights of the component",
+    "draws": "number of kept draws of a chain",
     "precision_error": "error of bfloat16 in standard errors, NaN where not measured",
 }
 _UNITS = {
@@ -160,14 +161,16 @@ def sample_checkpoint(
         shared = shared.assign_coords(probe_context=chosen)
         # Zarr v3 has no settled string type: names travel as attributes (see load_losses).
         shared.attrs = {**identity, "component": names, "probe": list(texts.probes)}
-        shared.attrs["evaluations"] = evaluation.count(sampler.draws)
         shared.attrs["device"] = device_name(device)
         units = {f"{kind}_{name}": u for kind in ("base", "probe") for name, u in _UNITS.items()}
         each = (split(read_part(path)) for path in parts)
-        write_store(out, each, shared, {**units, **DIAGNOSTIC_UNITS})
+        write_store(out, each, shared, {**units, **DIAGNOSTIC_UNITS}, sampler.sizes)
 
 
 def load_losses(path: Path) -> xr.Dataset:
-    """Read a store of `sample_checkpoint`, with component and probe names as coordinates."""
+    """Read a store of `sample_checkpoint`, with component and probe names as coordinates.
+
+    Beyond a component's own number of ``draws`` its arrays are NaN.
+    """
     data = open_zarr(path).load()
     return data.assign_coords(component=data.attrs["component"], probe=data.attrs["probe"])

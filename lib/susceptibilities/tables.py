@@ -10,10 +10,12 @@ import polars as pl
 import xarray as xr
 
 from .control_variate import Estimator, estimator_table
+from .cubes import head_of
 from .diagnostics import autocorrelation, effective_sample_size, split_rhat
 from .estimators import FORMS, Estimate, estimate_checkpoint, healthy_chains
 from .jackknife import split_reliability
 from .pca import joint_pca
+from .posterior import SamplerConfig
 from .sampling import load_losses
 from .tokens import CONTROL_PROBE
 
@@ -57,12 +59,16 @@ def _long(estimate: Estimate, losses: xr.Dataset) -> tuple[pl.DataFrame, pl.Data
 def _health(losses: xr.Dataset, control: bool) -> pl.DataFrame:
     """One row a component and chain; R-hat, ESS and lag-1 are of all its healthy chains."""
     healthy, reasons = healthy_chains(losses)
-    burn_in = int(losses.attrs["sampler"]["burn_in"])
+    sampler = SamplerConfig.model_validate(losses.attrs["sampler"])
     base = losses["base_shift"].values.mean(-1)
     rows = []
     for i, name in enumerate(losses.attrs["component"]):
-        traces = losses["trace"].values[i][healthy[i], burn_in:]
-        draws = base[i][healthy[i]]
+        own = sampler.of(name)
+        traces = losses["trace"].values[i][healthy[i], own.burn_in : own.steps]
+        rises, distances = (
+            values[i, :, : own.draws] for values in (base, losses["distance"].values)
+        )
+        draws = rises[healthy[i]]
         shared = {
             "rhat": split_rhat(traces),
             "ess": effective_sample_size(draws),
@@ -77,8 +83,8 @@ def _health(losses: xr.Dataset, control: bool) -> pl.DataFrame:
                     "control": control,
                     **shared,
                     "acceptance": float(np.nanmean(losses["acceptance"].values[i, chain])),
-                    "distance": float(losses["distance"].values[i, chain].mean()),
-                    "rise": float(base[i, chain].mean()),
+                    "distance": float(distances[chain].mean()),
+                    "rise": float(rises[chain].mean()),
                     "healthy": not reason,
                     "reason": reason,
                 }
@@ -87,18 +93,15 @@ def _health(losses: xr.Dataset, control: bool) -> pl.DataFrame:
 
 
 def _traces(losses: xr.Dataset) -> pl.DataFrame:
-    values = losses["trace"].values
-    components, chains, steps = values.shape
-    index = np.indices(values.shape).reshape(3, -1)
-    return pl.DataFrame(
-        {
-            "step": np.full(values.size, int(losses.attrs["step"])),
-            "component": np.array(losses.attrs["component"])[index[0]],
-            "chain": index[1],
-            "t": index[2],
-            "loss": values.reshape(components * chains * steps),
-        }
-    )
+    sampler = SamplerConfig.model_validate(losses.attrs["sampler"])
+    frames = []
+    for name, values in zip(losses.attrs["component"], losses["trace"].values, strict=True):
+        own = values[:, : sampler.of(name).steps]
+        chain, t = np.indices(own.shape).reshape(2, -1)
+        columns = {"chain": chain, "t": t, "loss": own.ravel()}
+        step = pl.lit(int(losses.attrs["step"]), pl.Int64).alias("step")
+        frames.append(pl.DataFrame(columns).select(step, pl.lit(name).alias("component"), *columns))
+    return pl.concat(frames)
 
 
 def parts_table(stores: Sequence[xr.Dataset], estimates: Sequence[Estimate]) -> pl.DataFrame:
@@ -108,7 +111,7 @@ def parts_table(stores: Sequence[xr.Dataset], estimates: Sequence[Estimate]) -> 
     out); the reliability is the correlation between estimates from disjoint halves of the
     chains; the share is that of the first component of the joint PCA.
     """
-    heads = [i for i, c in enumerate(stores[0].attrs["component"]) if ":" in c]
+    heads = [i for i, c in enumerate(stores[0].attrs["component"]) if head_of(c)]
     probes = [i for i, p in enumerate(stores[0].attrs["probe"]) if p != CONTROL_PROBE]
     rows = []
     for form in FORMS:

@@ -107,7 +107,7 @@ class TokenMoments:
         # Cov(g, s - g) = Cov(g, s) - Var(g)
         mean_g = joined("mean_g")
         moments = Moments(
-            np.full(mean_g.shape, float(attrs[0]["draws"])),
+            np.broadcast_to(joined("draws").astype(np.float64)[:, None], mean_g.shape),
             mean_g,
             joined("mean_shift") - mean_g[..., None],
             joined("comoment") - joined("square_g")[..., None],

@@ -201,12 +201,12 @@ def sample_tokens(
             "draws": sampler.draws,
             "sampler": sampler.model_dump(),
             "evaluation": evaluation.model_dump(),
-            "evaluations": evaluation.count(sampler.draws),
             "seed": seed,
             "device": device_name(device),
         }
         shared = xr.Dataset({"star": (("token",), star)}, attrs=attributes)
-        write_store(out, map(read_part, parts), shared, {**_UNITS, **DIAGNOSTIC_UNITS})
+        units = {**_UNITS, **DIAGNOSTIC_UNITS}
+        write_store(out, map(read_part, parts), shared, units, sampler.sizes)
 
 
 def token_table(

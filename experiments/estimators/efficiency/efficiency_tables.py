@@ -70,9 +70,10 @@ def costs_of(data: TokenMoments, settings: Mapping[str, Any], base: int) -> list
     sampler = SamplerConfig.model_validate(data.attrs["sampler"])
     tokens = base * predicted + data.moments.mean_y.shape[-1]
     seconds = data.attrs.get("seconds", [None] * len(data.components))
+    evaluation = Evaluation.model_validate(data.attrs["evaluation"])
     return [
-        Costs.of(sampler, data.attrs["evaluations"], sampler.batch * predicted, tokens, measured)
-        for measured in seconds
+        Costs.of(sampler.of(name), evaluation, sampler.batch * predicted, tokens, measured)
+        for name, measured in zip(data.components, seconds, strict=True)
     ]
 
 
@@ -148,7 +149,8 @@ def correlations(stores: Sequence[Path]) -> dict[tuple[str, str], tuple[float, f
         for place, component in enumerate(losses.attrs["component"]):
             group = group_of(component)
             healthy.setdefault(group, []).append(kept[place])
-            mean, single = shift[place].mean(-1, keepdims=True), shift[place][..., :CONTEXTS]
+            own = shift[place, :, : int(losses["draws"][place])]
+            mean, single = own.mean(-1, keepdims=True), own[..., :CONTEXTS]
             values.setdefault((group, "L_n"), []).append(mean)
             values.setdefault((group, "a context's loss"), []).append(single)
     return {
@@ -169,8 +171,8 @@ def dataset_costs(losses: xr.Dataset, predicted: int) -> dict[str, Costs]:
     names = losses.attrs["component"]
     return {
         name: Costs.of(
-            sampler,
-            evaluation.count(sampler.draws),
+            sampler.of(name),
+            evaluation,
             sampler.batch * predicted,
             contexts * predicted,
             measured,

@@ -12,6 +12,7 @@ import xarray as xr
 from numpy.typing import NDArray
 
 from susceptibilities.efficiency import Costs
+from susceptibilities.evaluation import Evaluation
 from susceptibilities.jackknife import Array, Estimate
 from susceptibilities.loss_sets import CONTROL, POSTERIOR
 from susceptibilities.per_token import PerToken, folder_of, load_per_token
@@ -141,8 +142,8 @@ def load(results: Path) -> list[Beside]:
                 left_out={run: left[:, keep] for run, (_, left) in values.items()},
                 blocks=context_blocks(tokens),
                 costs=Costs.of(
-                    sampler,
-                    moments.attrs["evaluations"],
+                    sampler.of(name),
+                    Evaluation.model_validate(moments.attrs["evaluation"]),
                     sampler.batch * predicted,
                     evaluated,
                     moments.attrs["seconds"][place],

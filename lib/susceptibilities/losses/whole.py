@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from jaxtyping import Float
 from torch import Tensor
@@ -63,31 +65,35 @@ class FullLosses(StackedLosses):
     def final(
         self, weights: Tensor, prepared: Prepared, rows: Tensor
     ) -> Float[Tensor, "draw batch position-1 d_model"]:
-        return torch.stack([self._one(vector, prepared.tokens[rows]) for vector in weights])
+        every = (self.component.substitute(self.parameters, vector) for vector in weights)
+        return torch.stack([self._one(parameters, prepared.tokens[rows]) for parameters in every])
 
-    def _one(self, vector: Tensor, tokens: Tensor) -> Tensor:
-        parameters = self.component.substitute(self.parameters, vector)
+    def _one(self, parameters: Mapping[str, Tensor], tokens: Tensor) -> Tensor:
         named = {f"model.{name}": value for name, value in parameters.items()}
         return torch.func.functional_call(self._whole, named, (tokens,))
 
     def unembedding(self, weights: Float[Tensor, " size"]) -> tuple[Tensor, Tensor | None]:
-        # The parameters of the unembedding alone, with a draw's axis as the model expects.
-        parameters = self.component.substitute(self.parameters, weights)
+        return self._unembedding(self.component.substitute(self.parameters, weights))
+
+    def _unembedding(self, parameters: Mapping[str, Tensor]) -> tuple[Tensor, Tensor | None]:
+        # With a draw's axis, as the model expects.
         weight, bias = self.model.unembedding({k: v[None] for k, v in parameters.items()})
         return weight[0], None if bias is None else bias[0]
 
     @torch.no_grad()
     def shifts(self, weights: Tensor, prepared: Prepared, rows: slice | None = None) -> Tensor:
-        found = []
-        for block in self._blocks(prepared, rows):
-            star = self._reference(block).losses
-            values = []
-            for vector in weights:
-                final = self._one(vector, block.tokens).flatten(0, 1)
-                losses = linear_losses(final, *self.unembedding(vector), block.targets)
-                values.append(losses - star)
-            found.append(torch.stack(values).view(len(weights), len(block.tokens), -1))
-        return torch.cat(found, 1)
+        # Draws outermost: nothing is shared by them, and each is unpacked once.
+        star = self.star(prepared, rows)
+        shifts = star.new_empty(len(weights), *star.shape)
+        for vector, shift in zip(weights, shifts, strict=True):
+            parameters = self.component.substitute(self.parameters, vector)
+            unembedding, done = self._unembedding(parameters), 0
+            for block in self._blocks(prepared, rows):
+                final = self._one(parameters, block.tokens).flatten(0, 1)
+                here = slice(done, done := done + len(block.tokens))
+                losses = linear_losses(final, *unembedding, block.targets).view_as(star[here])
+                torch.sub(losses, star[here], out=shift[here])
+        return shifts
 
     def loss_and_gradient(
         self, weights: Tensor, prepared: Prepared, rows: Tensor

@@ -151,7 +151,7 @@ class Planner:
         return everything - fixed
 
     def _plan(self, part: Component, neighbours: int) -> ComponentPlan:
-        run, c = self.run, self.run.sampler
+        run, c = self.run, self.run.sampler.of(part.name)
         one = c.chains * part.size * FLOAT
         held = min(c.draws, max(1, self._limits.draws // one))
         below = streams_below(part, run.shape, 1, run.context)
@@ -161,11 +161,11 @@ class Planner:
             evaluated += below * (run.contexts / neighbours - used)
         stored = not self.fused_logits
         stepped = gradient(part, run.shape, c.chains, c.batch, run.context, in_memory=stored)
-        stepped = stepped * run.gradients
+        stepped = stepped * c.gradients
         kept = run.pool <= self.kept_contexts
-        stepped += below * (run.pool / neighbours if kept else run.gradients * c.chains * c.batch)
+        stepped += below * (run.pool / neighbours if kept else c.gradients * c.chains * c.batch)
         update = self.rates.step_seconds + self.rates.weight_seconds * c.chains * part.size
-        plain = plain_gradient(part, run.shape, c.chains, c.batch, run.context) * run.gradients
+        plain = plain_gradient(part, run.shape, c.chains, c.batch, run.context) * c.gradients
         plain += plain_evaluation(run.shape, c.chains * c.draws, run.contexts, run.context)
         together, memory = self._memory(part, held)
         return ComponentPlan(
@@ -185,7 +185,7 @@ class Planner:
     def _evaluation(self, part: Component, held: int) -> tuple[Work, float]:
         """Work of all evaluations, with the streams below computed every time they are needed;
         and how many contexts' that are."""
-        run, c, limits = self.run, self.run.sampler, self._limits
+        run, c, limits = self.run, self.run.sampler.of(part.name), self._limits
         turns, rest = divmod(c.draws - 1, held)
         # The control variate is evaluated together with the last draws.
         groups = [(c.chains * held, turns), (c.chains * (rest + 1 + run.controls), 1)]

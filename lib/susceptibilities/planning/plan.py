@@ -109,16 +109,20 @@ def _downloads(scale: ScaleConfig, shape: Shape, root: Path) -> list[str]:
 
 def _sampling(title: str, run: Run, steps: int, controls: int, probes: int) -> list[str]:
     """Lines about what one kind of chains is."""
-    c, often = run.sampler, (steps + controls) * len(run.names) * run.sampler.chains
-    gradient = often * run.gradients * c.batch * run.context
-    evaluated = often * (c.draws + run.controls) * run.contexts * run.context
+    c, often = run.sampler, (steps + controls) * run.sampler.chains
+    each = [c.of(name) for name in run.names]
+    gradient = often * sum(own.gradients for own in each) * c.batch * run.context
+    draws = sum(own.draws + run.controls for own in each)
+    evaluated = often * draws * run.contexts * run.context
     controlled = f" and {run.controls} controls" if run.controls else ""
+    full = c.of("full")
+    more = f"; {full.steps} steps, {full.draws} draws of the whole model" if full != c else ""
     return [
         "",
         f"sampling, {title}",
         f"  {steps} checkpoints, {controls} controls at n_beta = 0",
         f"  each: {len(run.names)} components (heads and the whole model) x {c.chains} chains x "
-        f"{c.steps} steps, {c.draws} draws{controlled} evaluated",
+        f"{c.steps} steps, {c.draws} draws{controlled} evaluated{more}",
         f"  a draw: {run.contexts} contexts of {run.context} tokens ({run.base} base, "
         f"{run.probes // probes} for each of {probes} probes)",
         f"  tokens: {gradient:.2e} with gradient, {evaluated:.2e} without",

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from ..evaluation import ControlVariate, Evaluation
 from ..models.shapes import Shape
-from ..posterior import TESTED, SamplerConfig
+from ..posterior import SamplerConfig
 
 _DOUBLE = 8
 
@@ -61,11 +61,6 @@ class Run:
         return self.probes * (self.context - 1)
 
     @property
-    def gradients(self) -> int:
-        """Gradients a chain: one a step, and one more for every acceptance that is measured."""
-        return self.sampler.steps + min(self.sampler.draws, TESTED)
-
-    @property
     def controls(self) -> int:
         """Evaluations a chain for the control variate."""
         return Evaluation(control_variate=self.control_variate).count(0)["control"]
@@ -73,9 +68,9 @@ class Run:
     @property
     def disk(self) -> int:
         """Bytes of one component's results, before compression."""
-        chains, draws = self.sampler.chains, self.sampler.draws
-        trace = chains * self.sampler.steps * _DOUBLE
+        chains, sizes = self.sampler.chains, self.sampler.sizes
+        trace = chains * sizes["step"] * _DOUBLE
         if not self.per_token:
-            arrays = draws + (self.controls > 0)
+            arrays = sizes["draw"] + (self.controls > 0)
             return chains * self.contexts * arrays * _DOUBLE + trace
         return chains * self.tokens * (2 + (self.controls > 0)) * _DOUBLE + trace
