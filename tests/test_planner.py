@@ -240,7 +240,7 @@ def test_work_grows_as_it_should(run: Run) -> None:
         trace = 8 * run.sampler.chains * run.sampler.steps
         assert (two.disk - trace) * 6 == (one.disk - trace) * 16
     longer = plans(sampler=sampler(thinning=4))
-    gradients = [run.gradients, replace(run, sampler=sampler(thinning=4)).gradients]
+    gradients = [run.sampler.gradients, sampler(thinning=4).gradients]
     assert gradients == [1 + 3 * 2 + 3, 1 + 3 * 4 + 3]
     for one, two in zip(ones, longer, strict=True):
         assert two.evaluation == one.evaluation
@@ -533,3 +533,14 @@ def test_devices_have_every_precision() -> None:
         peaks = device.peaks
         assert peaks["bfloat16"] > peaks["tf32"] > peaks["float32"] > 1e12
     assert head_names(NEOX) == ["0:0", "0:1", "1:0", "1:1"]
+
+
+def test_more_draws_of_the_unrestricted_chains_cost_what_they_do(run: Run) -> None:
+    more = run.sampler.model_copy(update={"unrestricted_draws": 2 * run.sampler.draws})
+    twice = run.sampler.model_copy(update={"draws": 2 * run.sampler.draws})
+    found, short, long = (
+        Planner(replace(run, names=("full", "0:0"), sampler=given), unit_rates()).components()
+        for given in (more, run.sampler, twice)
+    )
+    for mine, other in ((found[0], long[0]), (found[1], short[1])):
+        assert (mine.sampling, mine.evaluation) == (other.sampling, other.evaluation)
