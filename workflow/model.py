@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
+from susceptibilities.config import setting
 from susceptibilities.console import Progress, run
 from susceptibilities.contexts import CorpusContexts
 from susceptibilities.corpora.documents import TRAINING, read_checked
@@ -83,12 +84,14 @@ def train_here(spec: dict[str, Any], corpus: Path, folder: Path, report: Progres
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--settings", default="two_layer", help="the config's part, dotted")
     parser.add_argument("--corpus", type=Path, required=True, help="corpus folder, to train on")
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--out", type=Path, required=True, help="description to write")
     arguments = parser.parse_args()
-    settings = read_json(arguments.config)["two_layer"]
-    spec, steps, folder = settings["model"], settings["checkpoints"], arguments.model
+    settings = setting(read_json(arguments.config), arguments.settings)
+    spec, folder = settings["model"], arguments.model
+    steps = settings["checkpoints"] if "checkpoints" in settings else [settings["checkpoint"]]
     report = Progress()
     if spec["kind"] == "hub":
         fetch(spec, steps, folder, report)

@@ -16,13 +16,18 @@ from susceptibilities.tokens import CONTROL_PROBE, Contexts, load_tokenizer
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--config", type=Path, required=True)
+    parser.add_argument("--settings", default="two_layer", help="the config's part")
     parser.add_argument("--corpus", type=Path, required=True, help="corpus folder")
     parser.add_argument("--model", type=Path, required=True, help="model folder (its tokenizer)")
     parser.add_argument("--out", type=Path, required=True)
     arguments = parser.parse_args()
-    settings = read_json(arguments.config)["two_layer"]
+    settings = read_json(arguments.config)[arguments.settings]
     rows, tokenizer = settings["base_contexts"], arguments.model / "tokenizer.json"
-    probe_rows = max(rows, settings["per_token"]["contexts"])
+    if arguments.settings == "two_layer":
+        probe_rows, samplers = max(rows, settings["per_token"]["contexts"]), [settings["sampler"]]
+    else:
+        probe_rows = settings["contexts"]
+        samplers = [model["sampler"] for model in settings["models"].values()]
     corpus = CorpusContexts(
         arguments.corpus,
         load_tokenizer(tokenizer),
@@ -38,7 +43,7 @@ def main() -> None:
     arrays["base"] = corpus.distribution("base", rows)
     # A small corpus has fewer contexts than the cap; a minibatch is the least that will do.
     arrays["sgld"] = corpus.distribution(
-        "sgld", settings["sampler"]["batch"], most=settings["sgld_contexts"]
+        "sgld", max(s["batch"] for s in samplers), most=settings["sgld_contexts"]
     )
     for name, array in arrays.items():
         with atomic_path(arguments.out / f"{name}.npy") as temporary, temporary.open("wb") as file:

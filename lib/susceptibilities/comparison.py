@@ -75,7 +75,9 @@ def why_not_comparable(config: Mapping[str, Any], needs: str, published: Publish
     """
     models = published.sections.models
     paper_model = models.get(needs) or next(iter(models.values()))
-    role = config.get(paper_model.role)
+    role: Any = config
+    for part in paper_model.role.split("."):
+        role = role.get(part) if isinstance(role, Mapping) else None
     model = role.get("model", {}) if isinstance(role, Mapping) else {}
     corpus = config.get("corpus", {})
     papers_model = model.get("kind") == "hub" and model.get("repo") in paper_model.repos

@@ -9,15 +9,17 @@ from pydantic import ValidationError
 
 from ..components import component_names, head_names
 from ..corpora.documents import CorpusError
-from ..models.loading import available_steps
+from ..models.shapes import Shape
 from ..tokens import CONTROL_PROBE
 from .explain import explain
+from .ground_truth import GroundTruthConfig
 from .parts import ConfigError, Name, Part, listed, read_yaml
 from .sources import (
     CorpusConfig,
-    FolderModelConfig,
-    TrainModelConfig,
+    ModelConfig,
     domain_names,
+    known_steps,
+    last_step,
     model_shape,
 )
 from .two_layer import TwoLayerConfig
@@ -29,14 +31,20 @@ class ScaleConfig(Part):
     scale: Name
     corpus: CorpusConfig
     two_layer: TwoLayerConfig
+    ground_truth: GroundTruthConfig | None = None
+    """The GPT-NeoX models' susceptibility matrices; their sections are left out without it."""
 
-    def normalised(self) -> dict[str, Any]:
+    def normalised(self, root: Path = Path()) -> dict[str, Any]:
         """The settings as JSON, every default written out and ``last`` resolved."""
         value = self.model_dump(mode="json")
         two_layer, named = self.two_layer, value["two_layer"]
         named["control_checkpoints"] = two_layer.steps(two_layer.control_checkpoints)
         for key in ("checkpoints", "control_checkpoints"):
             named["per_token"][key] = two_layer.steps(getattr(two_layer.per_token, key))
+        for role, found in self.ground_truth.models.items() if self.ground_truth else ():
+            if found.checkpoint == "last":
+                step = last_step(found.model, root)
+                value["ground_truth"]["models"][role]["checkpoint"] = step
         return value
 
 
@@ -84,41 +92,59 @@ def _parse(value: Any, path: Path) -> ScaleConfig:
 
 def _check_files(scale: ScaleConfig, path: Path, root: Path) -> None:
     """What only the files that a scale names can show to be wrong. Nothing is fetched."""
-    two_layer = scale.two_layer
     try:
         if CONTROL_PROBE in (names := domain_names(scale.corpus, root)):
             raise ConfigError(
                 f"corpus: a domain must not be called {CONTROL_PROBE!r}; found {names}"
             )
-        shape = model_shape(two_layer.model, root)
+        _check_two_layer(scale.two_layer, root)
+        if scale.ground_truth:
+            _check_ground_truth(scale.ground_truth, root)
     except (ConfigError, CorpusError) as error:
         raise ConfigError(f"{path}: {error}") from None
-    if two_layer.context > shape.n_ctx:
-        raise ConfigError(
-            f"{path}: two_layer.context: {two_layer.context}; allowed: 2 to {shape.n_ctx}, the "
-            f"context of {two_layer.model.folder}"
-        )
-    if two_layer.per_token.shards > (parts := len(head_names(shape)) + 1):
-        raise ConfigError(
-            f"{path}: two_layer.per_token.shards: {two_layer.per_token.shards}; allowed: 1 to "
-            f"{parts}, the components of {two_layer.model.folder}"
-        )
-    if spectral := two_layer.per_token.spectral:
+
+
+def _check_two_layer(settings: TwoLayerConfig, root: Path) -> None:
+    shape = model_shape(settings.model, root, "two_layer.model")
+    per_token, heads = settings.per_token, head_names(shape)
+    _check_context("two_layer", settings.model, settings.context, shape)
+    _check_shards("two_layer.per_token", per_token.shards, len(heads) + 1)
+    _check_steps("two_layer.checkpoints", settings.model, settings.checkpoints, root)
+    if per_token.spectral:
         try:
-            spectral.names(head_names(shape), [*component_names(shape), "full"])
+            per_token.spectral.names(heads, [*component_names(shape), "full"])
         except ValueError as error:
-            raise ConfigError(f"{path}: two_layer.per_token.spectral: {error}") from None
-    known: list[int] | None = None
-    if isinstance(two_layer.model, FolderModelConfig):
-        known = available_steps(root / two_layer.model.path)
-    elif isinstance(two_layer.model, TrainModelConfig):
-        known = two_layer.model.training.checkpoint_steps()
-    unknown = set() if known is None else set(two_layer.checkpoints) - set(known)
-    if known is not None and unknown:
+            raise ConfigError(f"two_layer.per_token.spectral: {error}") from None
+
+
+def _check_ground_truth(settings: GroundTruthConfig, root: Path) -> None:
+    for role, found in settings.models.items():
+        key, model = f"ground_truth.models.{role}", found.model
+        shape = model_shape(model, root, f"{key}.model")
+        _check_context("ground_truth", model, settings.context, shape)
+        _check_shards(key, found.shards, len(component_names(shape)) + 1)
+        step = last_step(model, root) if found.checkpoint == "last" else found.checkpoint
+        _check_steps(f"{key}.checkpoint", model, [step], root)
+
+
+def _check_context(key: str, model: ModelConfig, context: int, shape: Shape) -> None:
+    if context > shape.n_ctx:
+        raise ConfigError(
+            f"{key}.context: {context}; allowed: 2 to {shape.n_ctx}, the context of {model.folder}"
+        )
+
+
+def _check_shards(key: str, shards: int, parts: int) -> None:
+    if shards > parts:
+        raise ConfigError(f"{key}.shards: {shards}; allowed: 1 to {parts}, the model's components")
+
+
+def _check_steps(key: str, model: ModelConfig, steps: list[int], root: Path) -> None:
+    known = known_steps(model, root)
+    if known is not None and (unknown := set(steps) - set(known)):
         have = listed(known) or "none, the folder has no checkpoints"
         raise ConfigError(
-            f"{path}: two_layer.checkpoints: {two_layer.model.folder} has no checkpoint at step "
-            f"{listed(unknown)}; allowed: {have}"
+            f"{key}: {model.folder} has no checkpoint at step {listed(unknown)}; allowed: {have}"
         )
 
 

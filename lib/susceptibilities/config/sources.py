@@ -10,7 +10,7 @@ from pydantic import ConfigDict, Field, StringConstraints, ValidationError, mode
 from ..corpora.documents import domains
 from ..corpora.hub import HubCorpus
 from ..corpora.packages import PackageCorpus
-from ..models.loading import ModelError, load_config
+from ..models.loading import ModelError, available_steps, load_config
 from ..models.shapes import Shape
 from ..training import TrainingConfig
 from .parts import ConfigError, Name, Part, listed, read_yaml
@@ -129,11 +129,31 @@ def package_corpus(corpus: PackagesCorpusConfig, root: Path = Path()) -> Package
     return whole.model_copy(update={"domains": {name: whole.domains[name] for name in chosen}})
 
 
-def model_shape(model: ModelConfig, root: Path = Path()) -> Shape:
-    """Shape of the model; for a folder, what its config.json says."""
+def model_shape(model: ModelConfig, root: Path = Path(), key: str = "model") -> Shape:
+    """Shape of the model; for a folder, what its config.json says. ``key``: for messages."""
     if not isinstance(model, FolderModelConfig):
         return model.shape
     try:
         return load_config(root / model.path).shape
     except ModelError as error:
-        raise ConfigError(f"two_layer.model.path: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"{key}.path: {' '.join(str(error).split())}") from None
+
+
+def known_steps(model: ModelConfig, root: Path = Path()) -> list[int] | None:
+    """Training steps of which there is, or will be, a checkpoint; None if only the hub knows."""
+    if isinstance(model, FolderModelConfig):
+        return available_steps(root / model.path)
+    return model.training.checkpoint_steps() if isinstance(model, TrainModelConfig) else None
+
+
+def last_step(model: ModelConfig, root: Path = Path()) -> int:
+    """The last of `known_steps`.
+
+    Raises:
+        ConfigError: there is none, or only the hub knows.
+    """
+    if not (steps := known_steps(model, root)):
+        raise ConfigError(
+            f"checkpoint: 'last' of {model.folder} is not known; give the training step"
+        )
+    return steps[-1]
