@@ -162,6 +162,15 @@ def test_every_component_says_which_estimator_it_has(results: Path) -> None:
     assert set(checks["group"]) == {"whole model", "layer 0", "layer 1"}
 
 
+def test_where_the_noise_of_chi_is(results: Path) -> None:
+    found = table(results, "allocation")
+    assert found["component"].to_list() == [name for name in PARTS if name != "full"]
+    assert found["share"].is_between(0, 1, closed="none").all()
+    assert (found["present"] == 1.0).all() and found["best"][0] > 0
+    # As many draws of either kind: the run is the one that it is compared with.
+    assert found["used"][0] == pytest.approx(found["equal"][0]) and found["used"][0] < 1
+
+
 def test_efficiency_is_that_of_the_estimates_and_the_measured_work(results: Path) -> None:
     found = table(results, "efficiency")
     assert found["tokens"].unique().to_list() == [BASE * (LENGTH - 1) + TOKENS]
@@ -226,6 +235,7 @@ def test_tables_and_page_say_where_it_helps_and_where_not(results: Path) -> None
         assert "sampled without a control variate" in caption
         assert "sampled without a control variate" in page and "Turned down" not in page
         assert "token evaluations" in page
+    assert "Which chains need draws" in page
     assert ("2 of 4 components" in page) is not controlled(results)
 
 

@@ -134,20 +134,25 @@ class TokenMoments:
             )
         return cls(names, moments, corrected, healthy, found, names_of(used), attrs[0])
 
-    def parts(self, component: int, chains: Sequence[int]) -> dict[str, Array]:
-        """Chi and its parts, form -> (token,), from some chains of it and of the full run."""
-        kept = np.zeros_like(self.healthy)
-        kept[:, list(chains)] = self.healthy[:, list(chains)]
+    def parts(
+        self, component: int, chains: Sequence[int], unrestricted: Sequence[int] | None = None
+    ) -> dict[str, Array]:
+        """Chi and its parts, form -> (token,), from some chains of it and of the full run.
 
-        def pooled(place: int) -> Moments:
+        Args:
+            unrestricted: chains of the full run; the same by default.
+        """
+
+        def pooled(place: int, chains: Sequence[int]) -> Moments:
             def mine(moments: Moments) -> list[Moments]:
-                of_component = moments[place].keep(kept[place])
+                of_component = moments[place].keep(self.healthy[place])
                 return [of_component[chain] for chain in chains]
 
             corrected = None if self.corrected is None else mine(self.corrected)
             return pool(mine(self.moments), corrected)
 
-        return susceptibility_parts(pooled(component), pooled(self.full).mean_y)
+        full = pooled(self.full, chains if unrestricted is None else unrestricted)
+        return susceptibility_parts(pooled(component, chains), full.mean_y)
 
     def estimator_table(self) -> pl.DataFrame:
         """Which estimator every component's means have, and why."""

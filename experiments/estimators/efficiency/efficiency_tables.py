@@ -15,6 +15,7 @@ import numpy as np
 import polars as pl
 import xarray as xr
 
+from susceptibilities.allocation import Allocation, variances
 from susceptibilities.console import Progress, run
 from susceptibilities.control_variate import CHECKED, CONTROLLED, PLAIN, Estimator
 from susceptibilities.cubes import head_of
@@ -134,6 +135,44 @@ def efficiency_table(
     return pl.concat(tables)
 
 
+def allocation_table(moments: TokenMoments, settings: Mapping[str, Any], base: int) -> pl.DataFrame:
+    """Where the noise of chi comes from, one row a head; and how draws are best shared out.
+
+    Columns ``share`` (of the variance over chains, that of E_full[dL]) and, the same in all rows,
+    the ratio of draws and its precision per unit of work.
+    """
+    heads = [i for i, name in enumerate(moments.components) if head_of(name)]
+    each = [[float(v.sum()) for v in variances(moments, place)] for place in heads]
+    costs = costs_of(moments, settings, base)
+    thinning = settings["per_token"]["sampler"]["thinning"]
+
+    def marginal(places: Sequence[int]) -> float:
+        """Work of one more draw of every chain of these components."""
+        some = (costs[place] for place in places)
+        return sum(c.chains * (thinning * c.gradient + c.draw) for c in some)
+
+    found = Allocation(
+        unrestricted_variance=sum(unrestricted for unrestricted, _ in each),
+        own_variance=sum(own for _, own in each),
+        unrestricted_draws=costs[moments.full].draws,
+        own_draws=costs[heads[0]].draws,
+        unrestricted_cost=marginal([moments.full]),
+        own_cost=marginal(heads),
+    )
+    return pl.DataFrame(
+        {
+            "component": [moments.components[place] for place in heads],
+            "group": [group_of(moments.components[place]) for place in heads],
+            "share": [unrestricted / (unrestricted + own) for unrestricted, own in each],
+        }
+    ).with_columns(
+        present=found.unrestricted_draws / found.own_draws,
+        best=found.best,
+        used=found.used,
+        equal=found.equal,
+    )
+
+
 def correlations(stores: Sequence[Path]) -> dict[tuple[str, str], tuple[float, float]]:
     """Correlation of neighbouring draws with its error: (group, observable) -> pair.
 
@@ -228,10 +267,12 @@ def main() -> None:
     base = len(np.load(results / "tokens" / "base.npy", allow_pickle=False))
     shards = load_shards(folder)
     stores = [results / f"losses/step_{s:06d}.zarr" for s in settings["checkpoints"]]
+    moments = TokenMoments.of(shards)
     tables = {
         "checks": checks_table(results, settings),
         "efficiency": efficiency_table(shards, pl.read_parquet(folder / TOKENS), settings, base),
-        "thinning": thinning_table(stores, TokenMoments.of(shards), settings, base),
+        "allocation": allocation_table(moments, settings, base),
+        "thinning": thinning_table(stores, moments, settings, base),
     }
     for name, table in tables.items():
         with atomic_path(results / FOLDER / f"{name}.parquet") as path:

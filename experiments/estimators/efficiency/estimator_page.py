@@ -26,7 +26,7 @@ from susceptibilities.store import read_json
 
 FOLDER = "estimators/efficiency"
 TEMPLATE = "estimators.html.jinja"
-TABLES = ("checks", "efficiency", "thinning")
+TABLES = ("checks", "efficiency", "allocation", "thinning")
 LISTED = 25  # components for which it is not used that are named
 
 View = dict[str, Any]
@@ -120,6 +120,13 @@ def thinning_frame(table: pl.DataFrame) -> pl.DataFrame:
     return pl.DataFrame(rows)
 
 
+def allocation_frame(table: pl.DataFrame) -> pl.DataFrame:
+    """One row a layer: the share of the noise that all components have in common."""
+    groups = table.group_by("group", maintain_order=True)
+    rows = [{"group": group, "share": span(part["share"])} for (group,), part in groups]
+    return pl.DataFrame(rows, schema={"group": pl.String, "share": pl.String})
+
+
 LABELS = {
     "estimators": {
         "chains": "Chains",
@@ -146,6 +153,10 @@ LABELS = {
         "difference": "Difference, in plain errors",
         "efficiency": "Precision per work, over plain",
     },
+    "allocation": {
+        "group": "Components",
+        "share": "Share of E_full[dL] in the variance of chi",
+    },
     "thinning": {
         "group": "Components",
         "source": "Chains",
@@ -162,6 +173,7 @@ LABELS = {
 WRITTEN_OUT = {
     "estimators": ["used", "ratio", "coefficient", "t"],
     "standard_errors": [],
+    "allocation": ["share"],
     "thinning": ["correlation", "relaxation", "best"],
 }
 
@@ -263,6 +275,16 @@ def thinning_lead(table: pl.DataFrame) -> str:
     )
 
 
+def allocation_lead(table: pl.DataFrame) -> str:
+    """The first sentence above the table of shares."""
+    present, best, used, equal = (table[n][0] for n in ("present", "best", "used", "equal"))
+    return (
+        f"The precision of chi per unit of work is greatest with {best:.2g} draws of the "
+        f"unrestricted chains for one of every head; the {present:.2g} of this run reach "
+        f"{used:.0%} of it, and as many as of a head would reach {equal:.0%}"
+    )
+
+
 def captions(facts: View, tables: Mapping[str, pl.DataFrame]) -> dict[str, str]:
     """Lead sentence of every table."""
     unit = "seconds of work" if facts["measured"] else "token evaluations"
@@ -276,6 +298,7 @@ def captions(facts: View, tables: Mapping[str, pl.DataFrame]) -> dict[str, str]:
     return {
         "estimators": lead(facts),
         "standard_errors": work,
+        "allocation": allocation_lead(tables["allocation"]),
         "thinning": thinning_lead(tables["thinning"]),
     }
 
@@ -309,6 +332,7 @@ def main() -> None:
     frames = {
         "estimators": checks_frame(tables["checks"]),
         "standard_errors": efficiency_frame(tables["efficiency"]),
+        "allocation": allocation_frame(tables["allocation"]),
         "thinning": thinning_frame(tables["thinning"]),
     }
     facts = facts_view(tables)

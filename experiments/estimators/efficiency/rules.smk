@@ -4,9 +4,9 @@
 EFFICIENCY = f"{R}/estimators/efficiency"
 EFFICIENCY_CODE = "experiments/estimators/efficiency"
 EFFICIENCY_TABLES = [
-    f"{EFFICIENCY}/{name}.parquet" for name in ("checks", "efficiency", "thinning")
+    f"{EFFICIENCY}/{name}.parquet" for name in ("checks", "efficiency", "allocation", "thinning")
 ]
-EFFICIENCY_SHOWN = ["estimators", "standard_errors", "thinning"]
+EFFICIENCY_SHOWN = ["estimators", "standard_errors", "allocation", "thinning"]
 
 
 rule efficiency_tables:
