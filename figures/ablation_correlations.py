@@ -17,7 +17,7 @@ from matplotlib.patches import Patch
 from matplotlib.ticker import MaxNLocator
 
 from common import FORM_TITLES, GREY, ROLE_COLORS, WIDTH, Run, header
-from susceptibilities.cubes import head_of
+from susceptibilities.naming import head_of
 from susceptibilities.tokens import CONTROL_PROBE
 
 PAIRS = ("susceptibility-ablation", "susceptibility-loss", "ablation-loss")

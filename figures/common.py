@@ -20,7 +20,7 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullFormatter
 
-from susceptibilities.cubes import head_of
+from susceptibilities.naming import head_of
 from susceptibilities.store import atomic_path, read_json
 
 plt.style.use(Path(__file__).with_name("style.mplstyle"))

@@ -26,7 +26,8 @@ from common import (
     zero_line,
 )
 from susceptibilities.console import run as run_script
-from susceptibilities.cubes import FORMS, head_of
+from susceptibilities.cubes import FORMS
+from susceptibilities.naming import head_of
 
 FOLDER = "baker2025/s4_4_context_length"
 POOLED = "all domains"

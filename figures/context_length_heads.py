@@ -26,7 +26,7 @@ from common import (
 )
 from context_length import FOLDER, FORM_ORDER, KINDS, POOLED, Tables, kind_of, kinds_legend, panels
 from susceptibilities.console import run as run_script
-from susceptibilities.cubes import head_of
+from susceptibilities.naming import head_of
 
 
 def head_axis(ax: Axes, heads: Sequence[str], label: bool) -> np.ndarray:

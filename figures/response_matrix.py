@@ -37,7 +37,8 @@ from response_details import (
     has_control,
 )
 from susceptibilities.console import run as run_script
-from susceptibilities.cubes import FORMS, head_of
+from susceptibilities.cubes import FORMS
+from susceptibilities.naming import head_of
 
 FOLDER = "arditi2026/response_matrix"
 TABLES = ("variance", "loadings", "made_of", "enrichment", "sizes", "reliability", "half")

@@ -23,7 +23,7 @@ from common import (
     step_axis,
 )
 from susceptibilities.console import run as run_script
-from susceptibilities.cubes import head_of
+from susceptibilities.naming import head_of
 
 PANELS = {
     "previous_token": "Attention to the previous token",

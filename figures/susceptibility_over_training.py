@@ -27,6 +27,7 @@ from common import (
 )
 from susceptibilities.console import run as run_script
 from susceptibilities.cubes import FORMS
+from susceptibilities.naming import HEAD_PATTERN
 from susceptibilities.subsets import absent, place_of
 
 TABLE = "baker2025/s4_1_dataset_susceptibilities/susceptibility.parquet"
@@ -55,7 +56,7 @@ SUBSETS = {
 def curves(table: pl.DataFrame, probe: str) -> pl.DataFrame:
     """The rows that are drawn: heads on one probe, in order of layer, head and step."""
     chosen = table.filter(
-        (pl.col("probe") == probe) & pl.col("component").str.contains(r"^\d+:\d+$")
+        (pl.col("probe") == probe) & pl.col("component").str.contains(HEAD_PATTERN)
     )
     return chosen.with_columns(
         pl.col("component").str.split(":").list.get(0).cast(pl.Int64).alias("layer"),

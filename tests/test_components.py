@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -23,6 +24,7 @@ from susceptibilities.models import (
     Shape,
     new_model,
 )
+from susceptibilities.naming import component_order
 
 LENS = AttentionOnlyConfig(n_layers=2, n_heads=3, d_model=6, d_head=5, n_ctx=4, d_vocab=7)
 NEOX = GPTNeoXConfig(n_layers=2, n_heads=3, d_model=12, n_ctx=4, d_vocab=7, d_mlp=9, rotary_pct=0.5)
@@ -48,6 +50,21 @@ def test_names_in_order() -> None:
     assert head_names(LENS) == head_names(NEOX) == heads
     assert component_names(LENS) == ["embed", *heads, "unembed"]
     assert component_names(NEOX) == ["embed", *heads[:3], "mlp:0", *heads[3:], "mlp:1", "unembed"]
+
+
+@pytest.mark.parametrize("shape", [*SHAPES.values(), PYTHIA["1.4b"]])
+def test_any_order_of_names_is_sorted_as_in_the_model(shape: Shape) -> None:
+    names = ["full", *component_names(shape)]
+    shuffled = [names[i] for i in np.random.default_rng(0).permutation(len(names))]
+    assert shuffled != names and sorted(shuffled, key=component_order) == names
+
+
+@pytest.mark.parametrize(
+    "name", ["", "0", "0:", ":1", "mlp", "mlp:", "mlp:x", "0:1:2", "norm", "all"]
+)
+def test_what_is_no_name_has_no_order(name: str) -> None:
+    with pytest.raises(ValueError, match="no component's name"):
+        component_order(name)
 
 
 # Gordon et al. 2026, section 1: 32 components of Pythia-14M, 410 of Pythia-1.4B.

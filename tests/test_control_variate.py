@@ -2,20 +2,25 @@
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, reduce
+from operator import add
 
 import numpy as np
 import pytest
 import xarray as xr
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from scipy import stats
 
 from controlled_chains import BASE, Drawn, linear, loss_store, sgld, token_shard
 from quadratic import Quadratic, random_quadratic
+from susceptibilities.control_sums import ProductSums, VarianceSums
 from susceptibilities.control_variate import (
     CONTROLLED,
     LEVEL,
     PLAIN,
     Check,
+    Choice,
     Offset,
     check,
     coefficients,
@@ -160,6 +165,34 @@ def test_coefficients_are_least_squares_on_the_other_chains() -> None:
     assert coefficients(changed, control, healthy)[0, 2] == found[0, 2]
     np.testing.assert_array_equal(coefficients(values[:, :2], control[:, :2], healthy[:, :2]), 1)
     np.testing.assert_array_equal(coefficients(values, 0 * control, healthy), 1)
+
+
+@settings(deadline=None, max_examples=25)
+@given(st.lists(st.integers(1, 30), min_size=1, max_size=5), st.integers(0, 1000))
+def test_the_choice_does_not_depend_on_how_entries_are_divided(sizes: list[int], seed: int) -> None:
+    """`check` of all entries at once is the oracle; one chain has no numbers at all."""
+    rng, total = np.random.default_rng(seed), sum(sizes)
+    control = rng.normal(size=(3, 5, total))
+    values = rng.uniform(-1, 1, (3, 1, 1)) * control + rng.normal(size=control.shape) + 5.0
+    healthy = np.ones((3, 5), dtype=bool)
+    healthy[1, 3] = False
+    values[1, 3] = control[1, 3] = np.nan
+    observable = rng.normal(size=(3, 5))
+    parts = [slice(end - size, end) for size, end in zip(sizes, np.cumsum(sizes), strict=True)]
+
+    def entries(part: slice) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        return values[..., part], control[..., part], healthy
+
+    times = reduce(add, (ProductSums.of(*entries(part)) for part in parts)).coefficients()
+    np.testing.assert_allclose(times, coefficients(*entries(slice(None))), rtol=1e-7, atol=1e-9)
+    sums = reduce(add, (VarianceSums.of(*entries(part), times) for part in parts))
+    found, expected = (
+        Choice.of(sums, observable, "checked"),
+        check(values, control, observable, healthy, times),
+    )
+    assert found.check is not None and np.array_equal(found.used, expected.helps)
+    for name, value in vars(expected).items():
+        np.testing.assert_allclose(getattr(found.check, name), value, rtol=1e-9, err_msg=name)
 
 
 def test_a_loss_that_bends_the_other_way_gets_a_smaller_coefficient() -> None:

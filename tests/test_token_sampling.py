@@ -10,6 +10,7 @@ import polars as pl
 import pytest
 import torch
 import xarray as xr
+import zarr
 
 from susceptibilities.components import component, component_names
 from susceptibilities.evaluation import Evaluation
@@ -43,10 +44,12 @@ def sample(out: Path, names: list[str] = NAMES, **changes) -> xr.Dataset:
         sampler=SAMPLER,
     )
     settings.update(changes)
-    sample_tokens(names=names, texts=token_texts(), out=out, **settings)
+    settings = {"texts": token_texts(), **settings}
+    sample_tokens(names=names, out=out, **settings)
     return open_zarr(out).load()
 
 
+LINEAR = Evaluation(control_variate="linear")
 NEOX = GPTNeoXConfig(n_layers=2, n_heads=2, d_model=8, n_ctx=6, d_vocab=40, rotary_pct=0.5)
 
 
@@ -150,6 +153,54 @@ def test_identity_names_everything_the_result_depends_on(tmp_path: Path) -> None
     )
 
 
+def test_every_component_of_gpt_neox_in_the_order_of_the_model(tmp_path: Path) -> None:
+    names = component_names(NEOX)
+    shards = [
+        sample(tmp_path / f"{i}.zarr", [*names, "full"][i::3], model=small_neox()) for i in range(3)
+    ]
+    found = TokenMoments.of(shards)
+    assert found.components == ("full", *names)
+    for shard in shards:
+        for place, name in enumerate(shard.attrs["component"]):
+            assert np.array_equal(
+                found.moments.mean_x[found.components.index(name)], shard["mean_g"][place]
+            )
+    chi = estimate_tokens(found)
+    assert chi["chi"].shape == (9, 30) and chi.attrs["component"] == ["full", *names]
+    assert np.isfinite(chi["chi"]).all()
+
+
+def test_blocks_of_tokens_have_the_same_chains(tmp_path: Path) -> None:
+    """To the bit, whatever is evaluated along them; their identity as a run is the same."""
+    rng = np.random.default_rng(1)
+    kept = token_texts()
+    contexts = rng.integers(0, SHAPE.d_vocab, (9, SHAPE.n_ctx)).astype(np.uint16)
+    stores = []
+    for number, count in enumerate((2, 7)):
+        texts = TokenTexts(kept.base, {"a": contexts[:count]}, kept.pool)
+        stores.append(sample(tmp_path / f"{number}.zarr", texts=texts, evaluation=LINEAR))
+    one, two = stores
+    assert one.attrs["run"] == two.attrs["run"] and one.attrs["identity"] != two.attrs["identity"]
+    for name in one.data_vars:
+        if "token" not in one[name].dims:
+            assert np.array_equal(one[name], two[name], equal_nan=True), name
+    for name in ("mean_shift", "comoment", "control_shift", "star"):
+        # Shapes of blocks of contexts differ, and with them the last bits of a loss.
+        np.testing.assert_allclose(one[name], two[name][..., :10], atol=1e-6)
+    other = sample(tmp_path / "2.zarr", ["full"], seed=4, evaluation=LINEAR)
+    assert other.attrs["run"] != one.attrs["run"]
+
+
+def test_a_part_of_the_tokens_can_be_read_by_itself(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("susceptibilities.token_sampling.CHUNK", 8)
+    sample(tmp_path / "s.zarr")
+    group = zarr.open_group(tmp_path / "s.zarr", mode="r")
+    for name in ("mean_shift", "comoment"):
+        array = group[name]
+        assert isinstance(array, zarr.Array)
+        assert (array.shape, array.chunks) == ((5, 4, 30), (5, 4, 8))
+
+
 def test_every_row_of_the_table_names_its_token(tmp_path: Path) -> None:
     texts = token_texts()
     strings = [f"<{number}>" for number in range(SHAPE.d_vocab)]
@@ -161,6 +212,9 @@ def test_every_row_of_the_table_names_its_token(tmp_path: Path) -> None:
         assert (row["token"], row["text"]) == (token, f"<{token}>")
         assert row["loss"] == row["index"]
     assert table.filter(pl.col("probe") == "b")["index"].min() == 15
+    later = token_table(texts.probes, strings, losses, first=3)
+    assert later["context"].to_list() == [c + 3 for c in table["context"]]
+    assert later.drop("context").equals(table.drop("context"))
     for name, contexts in texts.probes.items():
         np.save(tmp_path / f"probe.{name}.npy", contexts)
     read = read_probes(tmp_path, 2)

@@ -76,6 +76,9 @@ def variances(moments: TokenMoments, component: int) -> tuple[Array, Array]:
     """
     chains = range(moments.healthy.shape[1])
     rest = [[c for c in chains if c != left] for left in chains]
-    unrestricted = [moments.parts(component, chains, kept)["chi"] for kept in rest]
-    own = [moments.parts(component, kept, chains)["chi"] for kept in rest]
+    whole = moments.full_mean(chains)
+    unrestricted = [
+        moments.parts(component, chains, moments.full_mean(kept))["chi"] for kept in rest
+    ]
+    own = [moments.parts(component, kept, whole)["chi"] for kept in rest]
     return jackknife_se(np.stack(unrestricted)) ** 2, jackknife_se(np.stack(own)) ** 2

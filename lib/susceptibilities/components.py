@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Literal
@@ -13,6 +12,7 @@ from torch import Tensor
 from .models.attention_only import HEAD_PARAMETERS
 from .models.gpt_neox import GPTNeoXConfig
 from .models.shapes import Shape
+from .naming import head_of, layer_of
 
 Place = tuple[int | slice, ...]
 
@@ -57,14 +57,12 @@ class Component:
     @property
     def head(self) -> tuple[int, int] | None:
         """(layer, head), or None for a component that is not a head."""
-        match = re.fullmatch(r"(\d+):(\d+)", self.name)
-        return (int(match[1]), int(match[2])) if match else None
+        return head_of(self.name)
 
     @property
     def layer(self) -> int | None:
         """Layer of a head or an MLP; None for what is in no layer."""
-        match = re.fullmatch(r"(\d+):\d+|mlp:(\d+)", self.name)
-        return int(match[1] or match[2]) if match else None
+        return layer_of(self.name)
 
     @property
     def kind(self) -> Literal["head", "mlp", "embed", "unembed", "full"]:

@@ -30,6 +30,7 @@ from jaxtyping import Bool, Float
 from numpy.typing import NDArray
 from scipy import stats
 
+from .control_sums import ProductSums, VarianceSums, student_t
 from .jackknife import jackknife_se
 from .moments import Array, Moments, merge_all
 
@@ -112,42 +113,13 @@ def combined_p(t: Array, chains: NDArray[np.int64]) -> float:
     return float(stats.chi2.sf(-2 * np.log(np.maximum(p, 1e-300)).sum(), 2 * len(p)))
 
 
-def _t(values: Array) -> Array:
-    """Student's t of the mean over chains, the first axis, being zero."""
-    count = len(values)
-    mean, error = values.mean(0), values.std(0, ddof=1) / np.sqrt(count)
-    # A variate that is the same number in all chains is zero, or surely is not.
-    still = np.where(mean == 0, 0.0, np.inf)
-    return np.divide(mean, error, out=still, where=error > 0)
-
-
 def coefficients(
     values: Float[Array, "component chain entry"],
     control: Float[Array, "component chain entry"],
     healthy: Bool[NDArray[np.bool_], "component chain"],
 ) -> Float[Array, "component chain"]:
-    """What the variate of each chain is multiplied by: least squares on the other chains.
-
-    One number for all entries. One, its value for a linear loss, where fewer than two other
-    chains are left or their variates are the same.
-    """
-    found = np.ones(healthy.shape)
-    for place, mine in enumerate(healthy):
-        off = control[place][mine]
-        # Sums over entries of products, chain by chain: enough to leave chains out.
-        both, own = off @ values[place][mine].T, off @ off.T
-        for number, chain in enumerate(np.flatnonzero(mine)):
-            rest = np.arange(len(off)) != number
-            square = _centred(own, rest)
-            if rest.sum() >= 2 and square > 0:
-                found[place, chain] = _centred(both, rest) / square
-    return found
-
-
-def _centred(products: Array, chosen: NDArray[np.bool_]) -> float:
-    """Sum over the chosen chains of products of deviations from their mean."""
-    block = products[np.ix_(chosen, chosen)]
-    return float(np.trace(block) - block.sum() / len(block))
+    """What the variate of each chain is multiplied by, see `ProductSums.coefficients`."""
+    return ProductSums.of(values, control, healthy).coefficients()
 
 
 def check(
@@ -170,48 +142,69 @@ def check(
     Raises:
         ValueError: a component with fewer than two healthy chains.
     """
-    components = len(values)
     times = np.ones(healthy.shape) if coefficient is None else coefficient
-    chains = healthy.sum(1)
-    if chains.min() < 2:
-        raise ValueError(
-            f"a variance over chains needs 2 healthy chains, found {chains.min()} for component "
-            f"number {int(chains.argmin())}"
-        )
+    return check_sums(VarianceSums.of(values, control, healthy, times), observable)
+
+
+def check_sums(sums: VarianceSums, observable: Float[Array, "component chain"]) -> Check:
+    """`check`, from sums over all entries."""
+    chains = sums.healthy.sum(1)
     rows: list[tuple[float, ...]] = []
-    for place, mine in enumerate(healthy):
-        before, off = values[place][mine], control[place][mine]
-        after = before - times[place][mine][:, None] * off
-        df = len(before) - 1
+    for place, mine in enumerate(sums.healthy):
+        df = int(chains[place]) - 1
         rows.append(
             (
-                before.var(0, ddof=1).sum() / len(before),
-                after.var(0, ddof=1).sum() / len(before),
-                _ratio_factor(before, after),
-                times[place][mine].mean(),
-                float(_t(observable[place][mine])),
-                float(stats.t.isf(LEVEL / 2 / components, df)),
-                float(np.sqrt(np.mean(_t(off) ** 2))),
+                _ratio_factor(sums.plain_without[place][mine], sums.corrected_without[place][mine]),
+                sums.coefficient[place][mine].mean(),
+                float(student_t(observable[place][mine])),
+                float(stats.t.isf(LEVEL / 2 / len(chains), df)),
+                float(np.sqrt(sums.square_t[place] / sums.entries)),
                 float(np.sqrt(df / (df - 2))) if df > 2 else np.inf,
             )
         )
-    plain, corrected, factor, mean, t, bound, rms_t, rms_expected = np.array(rows).T
+    factor, mean, t, bound, rms_t, rms_expected = np.array(rows).T
     with np.errstate(divide="ignore", invalid="ignore"):
-        ratio = plain / corrected
-    return Check(chains, plain, corrected, ratio, factor, mean, t, bound, rms_t, rms_expected)
+        ratio = sums.plain / sums.corrected
+    return Check(
+        chains, sums.plain, sums.corrected, ratio, factor, mean, t, bound, rms_t, rms_expected
+    )
 
 
 def _ratio_factor(before: Array, after: Array) -> float:
-    """exp of the jackknife error of the logarithm of the variance ratio; (chain, entry) each."""
-    count = len(before)
-    if count < 3:
+    """exp of the jackknife error of the logarithm of the variance ratio; (left-out chain,) each."""
+    if len(before) < 3:
         return float("nan")
-    kept = ~np.eye(count, dtype=bool)
     with np.errstate(divide="ignore", invalid="ignore"):
-        logs = [np.log(before[k].var(0).sum() / after[k].var(0).sum()) for k in kept]
+        logs = np.log(before / after)
     if not np.isfinite(logs).all():
         return float("nan")
-    return float(np.exp(jackknife_se(np.array(logs))))
+    return float(np.exp(jackknife_se(logs)))
+
+
+@dataclass(frozen=True)
+class Choice:
+    """How the control variate is used, decided once over all entries.
+
+    Attributes:
+        coefficient: what it is multiplied by, (component, chain).
+        used: for which components, (component,).
+        check: what was found of it; None where the chains have none.
+    """
+
+    coefficient: Array
+    used: NDArray[np.bool_]
+    check: Check | None
+
+    @classmethod
+    def none(cls, components: int, chains: int) -> Choice:
+        """No control variate."""
+        return cls(np.zeros((components, chains)), np.zeros(components, dtype=bool), None)
+
+    @classmethod
+    def of(cls, sums: VarianceSums, observable: Array, estimator: Estimator) -> Choice:
+        """As the estimator says; arguments as for `check_sums`."""
+        found = check_sums(sums, observable)
+        return cls(sums.coefficient, found.chosen(estimator), found)
 
 
 @dataclass(frozen=True)

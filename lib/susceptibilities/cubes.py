@@ -10,17 +10,12 @@ import polars as pl
 from numpy.typing import NDArray
 
 from .estimators import FORMS
+from .naming import head_of
 from .tokens import CONTROL_PROBE
 
 Array = NDArray[np.float64]
 
 PARTS = FORMS[1:]
-
-
-def head_of(component: str) -> tuple[int, int] | None:
-    """(layer, head) of ``layer:head``; None for any other component."""
-    layer, _, head = component.partition(":")
-    return (int(layer), int(head)) if layer.isdigit() and head.isdigit() else None
 
 
 @dataclass(frozen=True)

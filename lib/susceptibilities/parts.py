@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -260,12 +261,21 @@ def _filled_up(part: xr.Dataset, sizes: Mapping[str, int]) -> xr.Dataset:
     return part.pad(widths, keep_attrs=True) if widths else part
 
 
+def _chunking(data: xr.Dataset, chunks: Mapping[str, int]) -> dict[Any, dict[str, Any]]:
+    return {
+        name: {"chunks": tuple(min(n, chunks.get(str(d), n)) for d, n in variable.sizes.items())}
+        for name, variable in data.data_vars.items()
+        if set(variable.dims) & set(chunks)
+    }
+
+
 def write_store(
     out: Path,
     parts: Iterable[xr.Dataset],
     shared: xr.Dataset,
     units: Mapping[str, str],
     sizes: Mapping[str, int] | None = None,
+    chunks: Mapping[str, int] | None = None,
 ) -> None:
     """Write the components' parts along a first axis ``component``; few are held at a time.
 
@@ -274,6 +284,8 @@ def write_store(
         shared: variables, coordinates and attributes of all components together.
         units: of every variable.
         sizes: of axes along which parts differ: what is shorter is filled up with NaN.
+        chunks: the most that a chunk of the store has along some axes; arrays with such an axis
+            are one chunk along the others.
     """
     own: dict[str, list[object]] = {}
     with atomic_path(out) as temporary:
@@ -284,8 +296,10 @@ def write_store(
             data = xr.concat(plain, "component", join="exact", coords="minimal", compat="override")
             for name, variable in data.data_vars.items():
                 variable.attrs["units"] = units[str(name)]
-            how = {"append_dim": "component"} if number else {"mode": "w"}
-            data.to_zarr(temporary, zarr_format=3, consolidated=False, **how)  # type: ignore[arg-type]
+            how: dict[str, Any] = {"append_dim": "component"}
+            if not number:
+                how = {"mode": "w", "encoding": _chunking(data, chunks or {})}
+            data.to_zarr(temporary, zarr_format=3, consolidated=False, **how)
         for name, variable in shared.data_vars.items():
             variable.attrs["units"] = units[str(name)]
         shared.attrs |= own

@@ -19,10 +19,10 @@ import polars as pl
 from numpy.typing import NDArray
 
 from .control_variate import PLAIN, Estimator
-from .cubes import head_of
 from .estimators import FORMS
 from .jackknife import jackknife_se
 from .moments import Array
+from .naming import head_of
 from .store import atomic_path, open_zarr, read_json
 from .token_errors import context_blocks
 from .token_estimates import TokenMoments, estimate_tokens, load_shards

@@ -21,9 +21,9 @@ from numpy.typing import ArrayLike, NDArray
 from scipy.optimize import linear_sum_assignment
 from scipy.stats import t as student
 
-from .cubes import head_of
 from .estimators import FORMS
 from .jackknife import Array
+from .naming import head_of
 from .per_token import PerToken
 from .token_errors import context_blocks, measure_array
 from .tokens import CONTROL_PROBE

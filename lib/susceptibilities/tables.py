@@ -10,10 +10,10 @@ import polars as pl
 import xarray as xr
 
 from .control_variate import Estimator, estimator_table
-from .cubes import head_of
 from .diagnostics import autocorrelation, effective_sample_size, split_rhat
 from .estimators import FORMS, Estimate, estimate_checkpoint, healthy_chains
 from .jackknife import split_reliability
+from .naming import head_of
 from .pca import joint_pca
 from .posterior import SamplerConfig
 from .sampling import load_losses

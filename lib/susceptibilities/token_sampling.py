@@ -40,6 +40,10 @@ _UNITS = {
 }
 
 
+# Tokens in a chunk of a store: a part of its tokens can be read without the others.
+CHUNK = 4096
+
+
 @dataclass(frozen=True)
 class TokenTexts:
     """Token contexts of a per-token run, each of shape (context, position).
@@ -60,10 +64,20 @@ class TokenTexts:
 
     def identity(self) -> str:
         """Hash of every token."""
-        arrays = {"base": self.base, "pool": self.pool, **self.probes}
-        return fingerprint(
-            {name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in arrays.items()}
-        )
+        return _identity({"base": self.base, "pool": self.pool, **self.probes})
+
+    def run_identity(self) -> str:
+        """Hash of the texts on which the chains and their observable depend: all but the probes'.
+
+        Blocks of tokens of one run differ in their probes alone.
+        """
+        return _identity({"base": self.base, "pool": self.pool})
+
+
+def _identity(arrays: Mapping[str, Contexts]) -> str:
+    return fingerprint(
+        {name: hashlib.sha256(a.tobytes()).hexdigest() for name, a in arrays.items()}
+    )
 
 
 def read_probes(folder: Path, contexts: int) -> dict[str, Contexts]:
@@ -168,8 +182,12 @@ def sample_tokens(
 ) -> None:
     """Sample some components of one checkpoint and write the tokens' moments to ``out`` (Zarr).
 
-    A run may be split into shards of components; `per_token.TokenMoments.of` puts them
-    together. An interrupted shard goes on, see `parts.component_parts`.
+    A run may be split into shards of components, which `token_estimates.TokenMoments.of` puts
+    together, and into blocks of tokens: other probes, everything else the same. The chains do not
+    depend on the probes, so the same component has the same draws in every block (to the bit, on
+    one kind of device). They are sampled again for every block, which should therefore be large
+    enough for the evaluation to be most of the work. `merge.merge_shards` makes one matrix of all
+    shards and blocks. An interrupted shard goes on, see `parts.component_parts`.
 
     Raises:
         ValueError: every chain of a component diverged.
@@ -194,6 +212,7 @@ def sample_tokens(
         star = token_losses_at(model, tokens).double().flatten().cpu().numpy()
         attributes = {
             "identity": fingerprint(identity),
+            "run": fingerprint({**identity, "texts": texts.run_identity()}),
             "component": names,
             "step": step,
             "n_beta": sampler.n_beta,
@@ -206,11 +225,12 @@ def sample_tokens(
         }
         shared = xr.Dataset({"star": (("token",), star)}, attrs=attributes)
         units = {**_UNITS, **DIAGNOSTIC_UNITS}
-        write_store(out, map(read_part, parts), shared, units, sampler.sizes)
+        chunks = {"token": CHUNK}
+        write_store(out, map(read_part, parts), shared, units, sampler.sizes, chunks)
 
 
 def token_table(
-    probes: Mapping[str, Contexts], strings: list[str], losses: np.ndarray
+    probes: Mapping[str, Contexts], strings: list[str], losses: np.ndarray, first: int = 0
 ) -> pl.DataFrame:
     """One row a predicted token, in the order in which they are evaluated.
 
@@ -218,6 +238,8 @@ def token_table(
         probes: contexts of every probe, (context, position).
         strings: text of every token id.
         losses: at w*, (token,).
+        first: number of every probe's first context. For a block of tokens: its place among all
+            contexts of the probe.
 
     Returns:
         Columns ``index``, ``probe``, ``context``, ``position``, ``token``, ``text``, ``loss``.
@@ -230,7 +252,7 @@ def token_table(
             pl.DataFrame(
                 {
                     "probe": np.full(targets.size, probe),
-                    "context": rows.ravel(),
+                    "context": rows.ravel() + first,
                     "position": places.ravel() + 1,
                     "token": targets.ravel().astype(np.int64),
                 }

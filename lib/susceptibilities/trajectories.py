@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import polars as pl
 
-from .cubes import PARTS, Array, Axes, full_cube, head_of, long, replicate_cubes
+from .cubes import PARTS, Array, Axes, full_cube, long, replicate_cubes
+from .naming import head_of
 from .pca import JackknifedPCA, JointPCA, jackknife_pca, joint_pca, orient
 
 

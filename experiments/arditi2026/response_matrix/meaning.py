@@ -14,7 +14,6 @@ from typing import Any
 import numpy as np
 from response_ends import enrichment, tail_masks
 
-from susceptibilities.cubes import head_of
 from susceptibilities.findings import NAMES, Finding
 from susceptibilities.jackknife import (
     Array,
@@ -25,6 +24,7 @@ from susceptibilities.jackknife import (
     met,
     permutation_p,
 )
+from susceptibilities.naming import head_of
 from susceptibilities.response_matrix import (
     Mask,
     Response,

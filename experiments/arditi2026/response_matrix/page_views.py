@@ -12,6 +12,7 @@ from susceptibilities.categories import TITLES
 from susceptibilities.claims import Claim, Published
 from susceptibilities.comparison import why_not_comparable
 from susceptibilities.findings import NAMES
+from susceptibilities.naming import head_of
 from susceptibilities.report.numbers import format_number, format_published
 from susceptibilities.visible import visible
 
@@ -128,7 +129,7 @@ def sizes_view(tables: Tables, config: Mapping[str, Any], control: bool) -> View
     llc = tables["llc"].filter(pl.col("step") == pl.col("step").max())
     n_beta = float(config["two_layer"]["sampler"]["n_beta"])
     rises = {r["component"]: (r["llc"] / n_beta, r["se"] / n_beta) for r in llc.to_dicts()}
-    heads = {name: rise for name, rise in rises.items() if ":" in name}
+    heads = {name: rise for name, rise in rises.items() if head_of(name)}
     least, most = (end(heads, key=lambda name: heads[name][0]) for end in (min, max))
     return {
         "table": table(

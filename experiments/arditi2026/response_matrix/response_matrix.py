@@ -13,8 +13,9 @@ from response_reliability import reliability_tables
 
 from susceptibilities.categories import category_table
 from susceptibilities.console import Progress, run
-from susceptibilities.cubes import FORMS, PARTS, head_of, long
+from susceptibilities.cubes import FORMS, PARTS, long
 from susceptibilities.jackknife import Array, Estimate
+from susceptibilities.naming import head_of
 from susceptibilities.per_token import RELIABILITY, PerToken, folder_of, load_per_token
 from susceptibilities.response_matrix import (
     RESPONSE_FORMS,

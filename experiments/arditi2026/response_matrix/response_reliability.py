@@ -15,8 +15,8 @@ import numpy as np
 import polars as pl
 from numpy.typing import NDArray
 
-from susceptibilities.cubes import head_of
 from susceptibilities.jackknife import Array, Estimate, pseudo_values
+from susceptibilities.naming import head_of
 from susceptibilities.reliability import spearman_brown, times_to
 from susceptibilities.response_matrix import REMAINDER, RESPONSE_FORMS, Mask, Response
 

@@ -15,7 +15,7 @@ from scipy import stats
 
 from susceptibilities.console import run
 from susceptibilities.cost import cost_entry
-from susceptibilities.cubes import CONTROL_PROBE, FORMS, head_of
+from susceptibilities.cubes import CONTROL_PROBE, FORMS
 from susceptibilities.findings import (
     SENSITIVITY_SCHEMA,
     Finding,
@@ -25,6 +25,7 @@ from susceptibilities.findings import (
     sensitivity_rows,
 )
 from susceptibilities.jackknife import Estimate, all_hold
+from susceptibilities.naming import head_of
 from susceptibilities.store import atomic_path, read_json, write_json
 from susceptibilities.subsets import absent, place_of
 from susceptibilities.tokens import mix, probe_positions

@@ -19,6 +19,7 @@ from scipy import stats
 from susceptibilities.console import run
 from susceptibilities.cubes import FORMS
 from susceptibilities.jackknife import jackknife_se
+from susceptibilities.naming import HEAD_PATTERN
 from susceptibilities.per_token import (
     ABLATION,
     RELIABILITY,
@@ -98,7 +99,7 @@ def ceilings(table: pl.DataFrame, chains: int, control: bool) -> pl.DataFrame:
     k = chains / size
     share = 1 + (k - 1) * pl.col("measured")
     return (
-        table.filter((pl.col("chains") == size) & pl.col("component").str.contains(":"))
+        table.filter((pl.col("chains") == size) & pl.col("component").str.contains(HEAD_PATTERN))
         .select(
             head="component",
             form="form",

@@ -45,6 +45,7 @@ from susceptibilities.jackknife import (
     permutation_p,
     pseudo_values,
 )
+from susceptibilities.naming import HEAD_PATTERN
 from susceptibilities.per_token import PerToken
 from susceptibilities.store import atomic_path, write_json
 from susceptibilities.token_errors import context_blocks, measure_array
@@ -355,7 +356,7 @@ def claims(
 
 def mean_reliability(table: pl.DataFrame) -> float | None:
     """Reliability of chi between halves of the chains, mean over heads."""
-    heads = table.filter((pl.col("form") == "chi") & pl.col("component").str.contains(":"))
+    heads = table.filter((pl.col("form") == "chi") & pl.col("component").str.contains(HEAD_PATTERN))
     half = heads.filter(pl.col("chains") == pl.col("chains").max())
     found = half["reliability"].mean()
     return float(found) if isinstance(found, float) else None

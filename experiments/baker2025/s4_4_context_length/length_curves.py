@@ -19,8 +19,9 @@ from length_statistics import (
 )
 
 from susceptibilities.console import Progress, run
-from susceptibilities.cubes import FORMS, head_of, long
+from susceptibilities.cubes import FORMS, long
 from susceptibilities.jackknife import Array, Estimate
+from susceptibilities.naming import head_of
 from susceptibilities.per_token import PerToken, load_per_token
 from susceptibilities.store import atomic_path
 from susceptibilities.token_errors import context_blocks, measure_array

@@ -22,9 +22,10 @@ from repeated_sequences import (
 )
 
 from susceptibilities.console import run
-from susceptibilities.cubes import FORMS, head_of, long
+from susceptibilities.cubes import FORMS, long
 from susceptibilities.highlight import Highlight, Panel, Track, save_highlight
 from susceptibilities.jackknife import Array
+from susceptibilities.naming import head_of
 from susceptibilities.per_token import PerToken, load_per_token
 from susceptibilities.store import atomic_path, read_json
 from susceptibilities.token_errors import context_blocks, measure_array

@@ -18,7 +18,6 @@ import xarray as xr
 from susceptibilities.allocation import Allocation, variances
 from susceptibilities.console import Progress, run
 from susceptibilities.control_variate import CHECKED, CONTROLLED, PLAIN, Estimator
-from susceptibilities.cubes import head_of
 from susceptibilities.efficiency import (
     Costs,
     draw_correlation,
@@ -28,6 +27,7 @@ from susceptibilities.efficiency import (
 )
 from susceptibilities.estimators import FORMS, healthy_chains
 from susceptibilities.evaluation import Evaluation
+from susceptibilities.naming import head_of
 from susceptibilities.per_token import ESTIMATOR, TOKENS, folder_of, reliability_table
 from susceptibilities.posterior import SamplerConfig
 from susceptibilities.store import atomic_path, open_zarr, read_json

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import polars as pl
 
+from ..naming import component_order
 from .numbers import format_number
 from .tables import read_table
 
@@ -50,8 +51,8 @@ def trace_panels(section: Path, burn_in: int) -> tuple[int, list[Panel]]:
         bad = set(out.select("component", "chain").iter_rows())
     groups = traces.group_by("component", maintain_order=True)
     panels = [_panel(str(name), rows, burn_in, bad) for (name,), rows in groups]
-    # Heads in order, the unrestricted chain last.
-    return step, sorted(panels, key=lambda panel: (":" not in panel.component, panel.component))
+    # As in the model, the unrestricted chain last.
+    return step, sorted(panels, key=lambda p: (p.component == "full", component_order(p.component)))
 
 
 def _panel(name: str, rows: pl.DataFrame, burn_in: int, bad: set[tuple[str, int]]) -> Panel:
