@@ -96,3 +96,12 @@ def test_gpu_refuses_a_large_shape_on_the_cpu() -> None:
         check=False,
     )
     assert done.returncode == 2 and "expected --shape tiny" in done.stderr
+
+
+def test_prediction() -> None:
+    """How well it predicts is no matter of a test: other work on the machine decides it."""
+    lines = run("prediction.py").splitlines()
+    assert lines[0].startswith("rates measured now: matrix products")
+    assert len(lines) == 5 and all(
+        "evaluation" in line and "gradient" in line for line in lines[1:]
+    )

@@ -19,7 +19,8 @@ from susceptibilities.efficiency import (
     thinning_row,
     typical,
 )
-from susceptibilities.posterior import SamplerConfig
+from susceptibilities.evaluation import Evaluation
+from susceptibilities.posterior import TESTED, SamplerConfig
 
 
 def ar1(rho: float, shape: tuple[int, ...], seed: int = 0) -> np.ndarray:
@@ -116,26 +117,26 @@ SAMPLER = SamplerConfig(
 
 
 def test_costs() -> None:
-    counted = Costs.of(SAMPLER, {"draws": 8, "control": 2}, 400, 30_000, None)
-    assert counted.gradients == 12 + 48 + 8
-    assert counted.work(control=False) == 6 * (3 * 68 * 400 + 8 * 30_000)
+    counted = Costs.of(SAMPLER, Evaluation(control_variate="linear"), 400, 30_000, None)
+    assert counted.gradients == 12 + 48 + TESTED
+    assert counted.work(control=False) == 6 * (3 * 64 * 400 + 8 * 30_000)
     assert counted.work(control=True) - counted.work(control=False) == 6 * 2 * 30_000
-    assert counted.draw / counted.gradient == pytest.approx(30_000 / 1200 + 1)
-    seconds = {"sampling": 6 * 68 * 0.01, "draws": 6 * 8 * 0.2, "control": 2.5}
-    measured = Costs.of(SAMPLER, {"draws": 8, "control": 2}, 400, 30_000, seconds)
+    assert counted.draw / counted.gradient == pytest.approx(30_000 / 1200)
+    seconds = {"sampling": 6 * 64 * 0.01, "draws": 6 * 8 * 0.2, "control": 2.5}
+    measured = Costs.of(SAMPLER, Evaluation(control_variate="linear"), 400, 30_000, seconds)
     assert measured.gradient == pytest.approx(0.01)
-    assert measured.draw == pytest.approx(0.21)
+    assert measured.draw == pytest.approx(0.2)
     assert measured.work(control=True) - measured.work(control=False) == pytest.approx(2.5)
 
 
 def test_thinning_row() -> None:
-    seconds = {"sampling": 6 * 68 * 0.01, "draws": 6 * 8 * 0.2, "control": 0.0}
-    costs = Costs.of(SAMPLER, {"draws": 8, "control": 2}, 400, 30_000, seconds)
+    seconds = {"sampling": 6 * 64 * 0.01, "draws": 6 * 8 * 0.2, "control": 0.0}
+    costs = Costs.of(SAMPLER, Evaluation(control_variate="linear"), 400, 30_000, seconds)
     row = thinning_row(np.exp(-6 / 5), 0.05, 6, [costs, costs])
     assert row["relaxation"] == pytest.approx(5.0)
     assert row["relaxation_low"] < 5.0 < row["relaxation_high"]
-    assert row["draw_cost"] == pytest.approx(21.0)
-    assert row["best"] == best_thinning(5.0, 0.01, 0.21)
+    assert row["draw_cost"] == pytest.approx(20.0)
+    assert row["best"] == best_thinning(5.0, 0.01, 0.2)
     assert row["best_low"] <= row["best"] <= row["best_high"]
     assert 0 < row["every"] < row["used"] <= 1
     best = thinning_row(np.exp(-row["best"] / 5), 0.0, row["best"], [costs])

@@ -29,13 +29,11 @@ from susceptibilities.blocks import (
 from susceptibilities.components import component, component_names, head_names
 from susceptibilities.config import load_scale
 from susceptibilities.evaluation import Evaluation
-from susceptibilities.losses import component_losses
 from susceptibilities.models.attention_only import AttentionOnlyConfig
 from susceptibilities.models.gpt_neox import PYTHIA, GPTNeoXConfig
 from susceptibilities.models.loading import available_steps, load_checkpoint
 from susceptibilities.models.shapes import Shape, new_model
 from susceptibilities.planning import work
-from susceptibilities.planning.calibration import Clock, measured_rates
 from susceptibilities.planning.forecast import ComponentPlan, Planner
 from susceptibilities.planning.ground_truth import ground_truth, ground_truth_run
 from susceptibilities.planning.jobs import split
@@ -422,49 +420,6 @@ def test_wrong_measurements_are_named(tmp_path: Path, change: dict[str, Any], pl
 def test_unknown_device() -> None:
     with pytest.raises(RatesError, match="device 'b300' is unknown; expected one of h100, h200"):
         published_rates("b300", NEOX, "bfloat16")
-
-
-def test_prediction_beside_measurement() -> None:
-    """The shipped model: a calibration's prediction within a factor two of the real work."""
-    model = load_checkpoint(SHIPPED, available_steps(SHIPPED)[-1])
-    shape: Any = model.config
-    parameters, threads = dict(model.named_parameters()), torch.get_num_threads()
-    generator = torch.Generator().manual_seed(0)
-    context, contexts, draws, chains, batch = 128, 8, 6, 4, 2
-    tokens = torch.randint(0, shape.d_vocab, (contexts, context), generator=generator)
-    rows = torch.randint(0, contexts, (chains, batch), generator=generator)
-    torch.set_num_threads(1)
-    try:
-        rates, clock = measured_rates(shape, context), Clock(torch.device("cpu"))
-        for name, plain in (("0:0", False), ("1:0", False), ("0:0", True), ("full", True)):
-            part = component(name, shape, parameters)
-            losses = component_losses(model, part, plain=plain)
-            prepared = losses.prepare(tokens, keep=False)
-            weights = losses.w_star.repeat(draws, 1)
-
-            def evaluate(losses: Any = losses, prepared: Any = prepared, w: Any = weights) -> None:
-                losses.shifts(w, prepared)
-
-            def step(losses: Any = losses, prepared: Any = prepared, w: Any = weights) -> None:
-                losses.loss_and_gradient(w[:chains], prepared, rows)
-
-            if plain:
-                evaluated = work.plain_evaluation(shape, draws + 1, contexts, context)
-                stepped = work.plain_gradient(part, shape, chains, batch, context)
-            else:
-                evaluated = work.evaluation(part, shape, draws, contexts, context)
-                evaluated += work.shared(part, shape, contexts, context)
-                stepped = work.gradient(part, shape, chains, batch, context)
-                stepped += work.streams_below(part, shape, chains * batch, context)
-            for task, run_, counted in (
-                ("evaluation", evaluate, evaluated),
-                ("gradient", step, stepped),
-            ):
-                predicted = rates.seconds(task, counted)  # type: ignore[arg-type]
-                assert 0.5 < predicted / clock(run_) < 2, (name, plain, task)
-    finally:
-        torch.set_num_threads(threads)
-    assert rates.source.startswith("measured now: matrix products")
 
 
 # ---- blocks -----------------------------------------------------------------------------------

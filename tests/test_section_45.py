@@ -186,6 +186,7 @@ def test_replicates_from_losses_are_those_of_section_41(tmp_path):
             "died": (("component", "chain"), np.full((3, 4), -1)),
             "distance": (("component", "chain", "draw"), np.ones((3, 4, 6))),
             "size": (("component",), np.full(3, 10)),
+            "draws": (("component",), np.full(3, 6)),
         },
         coords={"probe_context": [4, 9, 14, 19]},
         attrs={

@@ -94,11 +94,11 @@ def test_what_a_draw_costs(components: list[Any]) -> None:
         one.costs, seconds={"sampling": 8.0, "draws": 12.0, "control": 0.0}, tokens=27 * 5
     )
     changed = replace(one, costs=costs)
-    # 4 chains of 2 + 3 steps and 3 gradients for their draws; 12 draws on 27 of 27 contexts.
+    # 4 chains of 2 + 3 steps and 3 gradients for their acceptance; 12 draws on 27 of 27 contexts.
     gradient = 8.0 / (4 * 8)
-    assert changed.draw_seconds() == pytest.approx(12.0 / 12 + 2 * gradient)
+    assert changed.draw_seconds() == pytest.approx(12.0 / 12 + gradient)
     half = replace(costs, tokens=2 * 27 * 5)
-    assert replace(one, costs=half).draw_seconds() == pytest.approx(0.5 + 2 * gradient)
+    assert replace(one, costs=half).draw_seconds() == pytest.approx(0.5 + gradient)
 
 
 def test_slope_and_possible_correlation(components: list[Any]) -> None:

@@ -252,7 +252,8 @@ class Sampler:
     def _drift(self, weights: Tensor, gradient: Tensor) -> Tensor:
         """n_beta * gradient + localization * (w - w*): the gradient of the energy."""
         c = self.config
-        return c.n_beta * gradient + c.localization * (weights - self.w_star)
+        # In place: of a whole model's chains every new array costs as much as the arithmetic.
+        return (weights - self.w_star).mul_(c.localization).add_(gradient, alpha=c.n_beta)
 
     def _energy(self, weights: Tensor, loss: Tensor) -> Tensor:
         c = self.config
@@ -298,8 +299,8 @@ class Sampler:
         self.trace.loss[:, self.step] = loss.double().cpu()
         precondition = self._preconditioner(gradient)
         drift = self._drift(weights, gradient)
-        proposal = weights - 0.5 * epsilon * precondition * drift
-        proposal += (epsilon * precondition).sqrt() * self._standard_normal()
+        proposal = torch.addcmul(weights, drift, precondition, value=-0.5 * epsilon)
+        proposal.addcmul_(self._standard_normal(), (epsilon * precondition).sqrt())
         past = self.step + 1 - c.burn_in
         keep = past > 0 and past % c.thinning == 0
         if keep:

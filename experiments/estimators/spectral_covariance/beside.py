@@ -77,9 +77,7 @@ class Beside:
         """Processor time of one more draw of a long chain, evaluated on the same tokens."""
         whole = self.costs.tokens
         share = (self.base + self.contexts) * (self._length() / whole)
-        evaluated = self.costs.draw - self.costs.gradient
-        thinning = self._thinning()
-        return evaluated * share + (thinning + 1) * self.costs.gradient
+        return self.costs.draw * share + self._thinning() * self.costs.gradient
 
     def _length(self) -> float:
         return self.data.sizes["token"] / self.contexts
