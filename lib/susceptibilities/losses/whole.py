@@ -50,7 +50,16 @@ class UnembedLosses(StackedLosses):
     def loss_and_gradient(
         self, weights: Tensor, prepared: Prepared, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return _one_by_one(self, weights, prepared, rows)
+        found, gradients = [], []
+        # Chain by chain: each has logits of its own.
+        for vector, batch in zip(weights, rows, strict=True):
+            leaf = vector.detach().requires_grad_()
+            final = self.final(leaf[None], prepared, batch).flatten(0, 2)
+            targets = prepared.tokens[batch][:, 1:].flatten()
+            loss = linear_loss_sum(final, *self.unembedding(leaf), targets)[0] / len(targets)
+            gradients.append(torch.autograd.grad(loss, leaf)[0])
+            found.append(loss.detach())
+        return torch.stack(found), torch.stack(gradients)
 
 
 class FullLosses(StackedLosses):
@@ -98,7 +107,20 @@ class FullLosses(StackedLosses):
     def loss_and_gradient(
         self, weights: Tensor, prepared: Prepared, rows: Tensor
     ) -> tuple[Tensor, Tensor]:
-        return _one_by_one(self, weights, prepared, rows)
+        found, gradients = [], torch.empty_like(weights)
+        for vector, gradient, batch in zip(weights, gradients, rows, strict=True):
+            # By parameter: the way back to one flat vector would copy all of it several times.
+            pieces = self.component.split(vector.detach())
+            parameters = {name: piece.requires_grad_() for name, piece in pieces.items()}
+            tokens = prepared.tokens[batch]
+            final, targets = self._one(parameters, tokens).flatten(0, 1), tokens[:, 1:].flatten()
+            total = linear_loss_sum(final, *self._unembedding(parameters), targets)
+            loss = total[0] / len(targets)
+            slopes = torch.autograd.grad(loss, list(parameters.values()), materialize_grads=True)
+            for place, slope in zip(self.component.split(gradient).values(), slopes, strict=True):
+                place.copy_(slope)
+            found.append(loss.detach())
+        return torch.stack(found), gradients
 
 
 class _Final(torch.nn.Module):
@@ -110,19 +132,3 @@ class _Final(torch.nn.Module):
 
     def forward(self, tokens: Tensor) -> Tensor:
         return self.model.final(self.model.residual(tokens)[:, :-1])
-
-
-def _one_by_one(
-    losses: UnembedLosses | FullLosses, weights: Tensor, prepared: Prepared, rows: Tensor
-) -> tuple[Tensor, Tensor]:
-    """Loss and gradient chain by chain: each has logits of its own."""
-    found, gradients = [], []
-    for vector, batch in zip(weights, rows, strict=True):
-        leaf = vector.detach().requires_grad_()
-        final = losses.final(leaf[None], prepared, batch).flatten(0, 2)
-        targets = prepared.tokens[batch][:, 1:].flatten()
-        total = linear_loss_sum(final, *losses.unembedding(leaf), targets)
-        loss = total[0] / len(targets)
-        gradients.append(torch.autograd.grad(loss, leaf)[0])
-        found.append(loss.detach())
-    return torch.stack(found), torch.stack(gradients)
