@@ -8,9 +8,9 @@ GROUND_TRUTH = {
     role: {
         "matrix": f"{GT}/{role}/matrix.zarr",
         "tokens": f"{GT}/{role}/tokens.parquet",
-        **({"control": f"{GT}/{role}/matrix.control.zarr"} if _ground_truth["control"] else {}),
+        **({"control": f"{GT}/{role}/matrix.control.zarr"} if own["control"] else {}),
     }
-    for role in _ground_truth["models"]
+    for role, own in _ground_truth["models"].items()
 }
 _folders, _files = {}, {}
 for _role, _settings in _ground_truth["models"].items():

@@ -24,6 +24,8 @@ class GroundTruthModelConfig(Part):
     sampler: SamplerConfig
     shards: PositiveInt = 1
     """Jobs that the components are dealt to."""
+    control: bool = True
+    """Whether the n_beta = 0 baseline is run."""
 
 
 class GroundTruthConfig(Part):
@@ -40,8 +42,6 @@ class GroundTruthConfig(Part):
     """Contexts that minibatches are drawn from."""
     seed: NonNegativeInt = 0
     evaluation: Evaluation = Evaluation()
-    control: bool = True
-    """Whether the n_beta = 0 baseline is run."""
 
     @model_validator(mode="after")
     def _consistent(self) -> GroundTruthConfig:
