@@ -93,6 +93,11 @@ class Sampled:
             order,
         )
 
+    @property
+    def tokens(self) -> int:
+        """Tokens of the shards, those not in ``rows`` too."""
+        return int(self.shards[0].sizes["token"])
+
     def at(self, rows: slice) -> Sampled:
         """The same, of some tokens."""
         return replace(self, rows=rows)
