@@ -3,13 +3,9 @@
 
 _ground_truth = NORMALISED["ground_truth"] or {"models": {}}
 GT = f"{R}/ground_truth"
-# What the sections read, by model: the matrix and its token table, and those of the control.
+# What the sections read, by model: the folders of the matrix and of the control's.
 GROUND_TRUTH = {
-    role: {
-        "matrix": f"{GT}/{role}/matrix.zarr",
-        "tokens": f"{GT}/{role}/tokens.parquet",
-        **({"control": f"{GT}/{role}/matrix.control.zarr"} if own["control"] else {}),
-    }
+    role: [f"{GT}/{role}/matrix", *([f"{GT}/{role}/matrix.control"] if own["control"] else [])]
     for role, own in _ground_truth["models"].items()
 }
 _folders, _files = {}, {}
@@ -119,3 +115,29 @@ rule ground_truth_sample:
         "{PY} workflow/ground_truth_sample.py --config {input.config} --role {wildcards.role}"
         " --shard {wildcards.shard} {params.control} --tokens {params.tokens}"
         " --model {params.folder} --out {output} 2>&1 | tee {log}"
+
+
+rule ground_truth_matrix:
+    input:
+        config=ancient(CONFIG),
+        model=f"{GT}/{{role}}/model.json",
+        tokens=f"{GT}/{{role}}/tokens/manifest.json",
+        shards=lambda wildcards: [
+            f"{GT}/{wildcards.role}/moments{wildcards.control}.{shard}.zarr"
+            for shard in range(_ground_truth["models"][wildcards.role]["shards"])
+        ],
+    output:
+        directory(f"{GT}/{{role}}/matrix{{control}}"),
+    wildcard_constraints:
+        control=r"(\.control)?",
+    params:
+        tokens=lambda wildcards, input: Path(input.tokens).parent,
+        code=code("workflow/ground_truth_matrix.py"),
+        settings=settings("ground_truth.contexts") if _folders else {},
+    log:
+        f"{R}/logs/ground_truth_matrix.{{role}}{{control}}.log",
+    benchmark:
+        f"{R}/benchmarks/ground_truth_matrix.{{role}}{{control}}.tsv"
+    shell:
+        "{PY} workflow/ground_truth_matrix.py --config {input.config} --model {input.model}"
+        " --tokens {params.tokens} --shards {input.shards} --out {output} 2>&1 | tee {log}"
