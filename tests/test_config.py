@@ -184,7 +184,74 @@ def test_kinds_of_model(root: Path) -> None:
         made({**shape, "d_vocab": 99}, sinusoidal_start=True)
 
 
-@pytest.mark.parametrize("name", ["smoke", "mini", "desk", "paper"])
+SAMPLER = {
+    "n_beta": 30,
+    "localization": 300,
+    "step_size": 1.0e-3,
+    "chains": 4,
+    "burn_in": 1,
+    "draws": 2,
+    "batch": 4,
+}
+HUB = {
+    "kind": "hub",
+    "repo": "EleutherAI/pythia-14m",
+    "tokenizer": "EleutherAI/pythia-14m",
+    "shape": {
+        "kind": "gpt_neox",
+        "n_layers": 6,
+        "n_heads": 4,
+        "d_model": 128,
+        "n_ctx": 2048,
+        "d_vocab": 50304,
+    },
+}
+
+
+def ground_truth(changes: dict[str, Any] | None = None, **model: Any) -> dict[str, Any]:
+    """A part ground_truth with one model, the fixture's, and some keys changed."""
+    folder = {"kind": "folder", "path": "models/two-layer-10d"}
+    sizes = {"context": 16, "contexts": 4, "base_contexts": 8, "sgld_contexts": 64}
+    models = {"pythia-small": {"model": folder, "sampler": SAMPLER, **model}}
+    return {"ground_truth": {"models": models, **sizes, **(changes or {})}}
+
+
+def test_ground_truth(root: Path) -> None:
+    scale = load_scale(file=own(root, ground_truth()), root=root)
+    found = setting(scale.normalised(root), "ground_truth.models.pythia-small")
+    assert found["checkpoint"] == 20 and found["control"] and found["shards"] == 1
+    later = ground_truth(model=HUB, checkpoint=143000)
+    hub = load_scale(file=own(root, later), root=root).normalised(root)
+    assert setting(hub, "ground_truth.models.pythia-small.checkpoint") == 143000
+    nothing = load_scale(file=own(root, {}), root=root).normalised(root)
+    assert nothing["ground_truth"] is None
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        (ground_truth(shards=6), ["pythia-small.shards", "6", "1 to 5"]),
+        (ground_truth(checkpoint=13), ["pythia-small.checkpoint", "13", "0, 10, 20"]),
+        (ground_truth({"context": 17}), ["ground_truth.context", "17", "2 to 16"]),
+        (ground_truth(model=HUB), ["checkpoint", "'last'", "give the training step"]),
+        (ground_truth(sampler={**SAMPLER, "batch": 65}), ["pythia-small.sampler.batch", "65"]),
+        (ground_truth({"models": {"gpt2": {}}}), ["ground_truth.models", "pythia-small"]),
+        (
+            ground_truth(
+                {"evaluation": {"control_variate": "linear"}},
+                sampler={**SAMPLER, "method": "rmsprop"},
+            ),
+            ["evaluation.control_variate", "pythia-small.sampler.method", "none"],
+        ),
+    ],
+)
+def test_wrong_ground_truth(root: Path, part: dict[str, Any], words: list[str]) -> None:
+    with pytest.raises(ConfigError) as error:
+        load_scale(file=own(root, part), root=root)
+    assert not [word for word in words if word not in str(error.value)]
+
+
+@pytest.mark.parametrize("name", ["smoke", "mini", "desk", "paper", "training"])
 def test_shipped_scales(name: str) -> None:
     assert load_scale(name, root=ROOT).scale == name
 

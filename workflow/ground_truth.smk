@@ -23,6 +23,8 @@ for _role, _settings in _ground_truth["models"].items():
             "checkpoint": f"{_spec.folder}/checkpoints/step_{_settings['checkpoint']:06d}.safetensors",
             "tokenizer": f"{_spec.folder}/tokenizer.json",
         }
+if _folders:
+    TARGETS["ground_truth_models"] = [f"{GT}/{role}/model.json" for role in GROUND_TRUTH]
 
 
 rule ground_truth_model:
