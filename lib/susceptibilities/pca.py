@@ -97,7 +97,18 @@ def joint_pca(values: Array) -> JointPCA:
     pca = JointPCA(
         mean, scale, vt[:kept].T, s[:kept], (u * s)[:, :kept].reshape(probes, steps, kept)
     )
-    return pca.select(np.arange(kept), _signs(np.power(pca.loadings, 3).sum(0)))
+    return pca.select(np.arange(kept), loading_signs(pca.loadings))
+
+
+def loading_signs(loadings: Array) -> Array:
+    """Signs (K,) that make the sum of the cubes of each column of loadings (head, K) positive.
+
+    Where that is zero but for rounding, the first loading that is not is made positive.
+    """
+    cubes = np.power(loadings, 3).sum(0)
+    first = (np.abs(loadings) > 1e-6).argmax(0)
+    leading = loadings[first, np.arange(loadings.shape[1])]
+    return _signs(np.where(np.abs(cubes) > 1e-9, cubes, leading))
 
 
 def _signs(values: Array) -> Array:
