@@ -34,6 +34,12 @@ def context_blocks(tokens: pl.DataFrame, count: int = BLOCKS) -> NDArray[np.int6
     return order.to_numpy().astype(np.int64) % min(count, least)
 
 
+def context_numbers(tokens: pl.DataFrame) -> NDArray[np.int64]:
+    """Number of every token's context among all contexts of all probes, from 0; shape (token,)."""
+    order = pl.struct("probe", "context").rank("dense") - 1
+    return tokens.select(order).to_series().to_numpy().astype(np.int64)
+
+
 def measure_array(
     statistic: Statistic, values: Array, replicates: Array, blocks: NDArray[np.int64]
 ) -> tuple[Array, Array]:
