@@ -336,6 +336,16 @@ def test_trace_panels_stay_in_their_box(tmp_path: Path) -> None:
             assert 0 <= min(y) <= max(y) <= HEIGHT
 
 
+def test_trace_panels_of_every_component_are_as_in_the_model(tmp_path: Path) -> None:
+    write_results(tmp_path)
+    path = tmp_path / SECTION_1 / "traces.parquet"
+    one = pl.read_parquet(path).filter(pl.col("component") == "0:0")
+    names = ["unembed", "0:10", "mlp:1", "full", "1:0", "mlp:0", "0:2", "embed"]
+    pl.concat([one.with_columns(component=pl.lit(name)) for name in names]).write_parquet(path)
+    found = [panel.component for panel in trace_panels(tmp_path / SECTION_1, burn_in=40)[1]]
+    assert found == ["embed", "0:2", "0:10", "mlp:0", "1:0", "mlp:1", "unembed", "full"]
+
+
 def test_wall_times_by_rule(tmp_path: Path) -> None:
     assert wall_times(tmp_path) is None
     write_results(tmp_path)

@@ -158,11 +158,11 @@ def test_a_correlation_with_the_loss_is_found(data):
 def test_ceilings_follow_spearman_and_brown():
     table = pl.DataFrame(
         {
-            "component": ["full", "0:0", "0:0", "0:1", "0:2"],
+            "component": ["full", "0:0", "0:0", "0:1", "0:2", "mlp:0"],
             "form": "chi",
-            "chains": [3, 1, 3, 3, 3],
+            "chains": [3, 1, 3, 3, 3, 3],
             "draws": 8,
-            "reliability": [0.9, 0.2, 0.5, 0.0, -0.1],
+            "reliability": [0.9, 0.2, 0.5, 0.0, -0.1, 0.7],
             "se": 0.01,
         }
     )

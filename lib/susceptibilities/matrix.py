@@ -156,13 +156,24 @@ class SusceptibilityMatrix:
         """A whole array."""
         return self.data[name].values
 
-    def blocks(self, name: str = "chi") -> Iterator[Float[Array, "token component"]]:
-        """The rows of an array in order, some at a time."""
-        for (block,) in self.versions(name):
-            yield block
+    def blocks(
+        self, form: str = "chi", half: int | None = None
+    ) -> Iterator[Float[Array, "token component"]]:
+        """The rows in order, some at a time; from all chains, or from one half of them."""
+        for versions in self.versions(form if half is None else f"{form}_half"):
+            yield versions[half or 0]
 
     def versions(self, *names: str) -> Iterator[Float[Array, "version token component"]]:
-        """The same rows of several arrays, some at a time; ``<form>_half`` counts as two."""
+        """The same rows of several arrays, some at a time; ``<form>_half`` counts as two.
+
+        Raises:
+            ValueError: there is no such array.
+        """
+        if unknown := [name for name in names if name not in self.data]:
+            raise ValueError(
+                f"{self.folder}: no array {', '.join(unknown)}; found "
+                f"{', '.join(sorted(str(name) for name in self.data))}"
+            )
         rows, columns = self.shape
         step = chunk_rows(columns)
         for first in range(0, rows, step):

@@ -4,14 +4,18 @@ costs."""
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
 
 from .jackknife import Array, jackknife_se
 
+# A number, or one for every column.
+Number = TypeVar("Number", float, Array)
 
-def spearman_brown(reliability: float, times: float) -> float:
+
+def spearman_brown(reliability: Number, times: float) -> Number:
     """Reliability of an estimate from ``times`` as many chains."""
     return times * reliability / (1.0 + (times - 1.0) * reliability)
 
