@@ -216,13 +216,13 @@ def _process(settings: dict[str, Any]) -> dict[str, float]:
 
 
 PANELS: Sequence[tuple[str, str, str, str]] = (
-    ("tokens", "processor_seconds", "tokens", "seconds, one head, 2 chains of 4 draws"),
-    ("tokens", "peak_bytes", "tokens", "memory above start, MB"),
-    ("tokens", "bytes_written", "tokens", "written, kB"),
-    ("draws", "value", "draws stacked", "evaluation, µs a token and draw"),
-    ("layers", "value", "layer of the head", "µs a token and draw or chain"),
-    ("chains", "value", "chains stacked", "gradient step, µs a token and chain"),
-    ("components", "processor_seconds", "heads of one layer", "seconds"),
+    ("tokens", "processor_seconds", "tokens", "one head, 2 chains of 4 draws,\nseconds"),
+    ("tokens", "peak_bytes", "tokens", "memory above start,\nMB"),
+    ("tokens", "bytes_written", "tokens", "written,\nkB"),
+    ("draws", "value", "draws stacked", "evaluation,\nµs a token and draw"),
+    ("layers", "value", "layer of the head", "evaluation, gradient step,\nµs a token"),
+    ("chains", "value", "chains stacked", "gradient step,\nµs a token and chain"),
+    ("components", "processor_seconds", "heads of one layer", "a whole run,\nseconds"),
 )
 _SCALE = {"peak_bytes": 1e-6, "bytes_written": 1e-3}
 
@@ -230,7 +230,7 @@ _SCALE = {"peak_bytes": 1e-6, "bytes_written": 1e-3}
 def draw(rows: list[Row], path: Path) -> None:
     """One panel a quantity; axes from zero unless tokens grow by powers."""
     plt.style.use(STYLE)
-    figure, grid = plt.subplots(2, 4, figsize=(9.5, 4.6))
+    figure, grid = plt.subplots(2, 4, figsize=(9.5, 5.4), layout="constrained")
     axes = list(grid.flat)
     for ax, (along, name, x_label, title) in zip(axes, PANELS, strict=False):
         mine = [row for row in rows if row["along"] == along]
@@ -249,7 +249,6 @@ def draw(rows: list[Row], path: Path) -> None:
         ax.set_title(title)
     for ax in axes[len(PANELS) :]:
         ax.set_axis_off()
-    figure.tight_layout()
     path.parent.mkdir(parents=True, exist_ok=True)
     with atomic_path(path) as temporary:
         figure.savefig(temporary)
@@ -264,9 +263,10 @@ def _axes(ax: Axes, along: str, name: str) -> None:
     elif along in ("draws", "chains"):
         ax.set_xscale("log", base=2)
     if ax.get_yscale() == "linear":
-        ax.set_ylim(bottom=0)
+        # Room for the legend above the lines.
+        ax.set_ylim(0, ax.get_ylim()[1] * (1.6 if len(ax.lines) > 1 else 1.05))
     if len(ax.lines) > 1:
-        ax.legend()
+        ax.legend(loc="upper left")
 
 
 def main() -> None:
