@@ -195,6 +195,6 @@ def test_memory_does_not_grow_with_the_tokens(
 ) -> None:
     monkeypatch.setattr("susceptibilities.matrix._CHUNK", 1)
     peak(tmp_path / "warm", 512)
-    few, many = peak(tmp_path / "few", 1024), peak(tmp_path / "many", 8192)
-    # So many tokens of one array are 0.5 MB in float64.
-    assert many < few + 1e5, (few, many)
+    few, many = peak(tmp_path / "few", 1024), peak(tmp_path / "many", 16384)
+    # How many chunks are read at a time varies; the three arrays would be 3 MB in float64.
+    assert many < few + 5e5, (few, many)

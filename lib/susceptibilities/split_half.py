@@ -51,7 +51,9 @@ def split_half(moments: Grouped[VersionMoments]) -> SplitHalf:
 
     The noise variance of an estimate from all chains is a quarter of the variance of the halves'
     difference: exactly for a mean over chains in halves of one size, to first order for the
-    products of means that chi is made of. Of an odd number of chains it is a little too large.
+    products of means that chi is made of. Of an odd number of chains it is a little too large;
+    for the covariance part too small (by a tenth or two at six chains): what chains' means add to
+    a pooled covariance grows with the number of chains.
 
     Args:
         moments: of the column from all chains, from one half, from the other.
