@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from pydantic import TypeAdapter
 
-from susceptibilities.config import setting
 from susceptibilities.console import Progress, run
 from susceptibilities.contexts import CorpusContexts
 from susceptibilities.corpora.documents import TRAINING, read_checked
@@ -89,7 +88,9 @@ def main() -> None:
     parser.add_argument("--model", type=Path, required=True, help="model folder")
     parser.add_argument("--out", type=Path, required=True, help="description to write")
     arguments = parser.parse_args()
-    settings = setting(read_json(arguments.config), arguments.settings)
+    settings = read_json(arguments.config)
+    for part in arguments.settings.split("."):
+        settings = settings[part]
     spec, folder = settings["model"], arguments.model
     steps = settings["checkpoints"] if "checkpoints" in settings else [settings["checkpoint"]]
     report = Progress()
